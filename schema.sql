@@ -1,0 +1,298 @@
+-- VideoFly: the whole database, on one page.
+--
+-- Conventions.  Every table is STRICT.  Times are integer milliseconds since the epoch, in columns
+-- named *_at, and are always passed in: SQL never reads the clock, so a test owns time.  Credits are
+-- whole numbers.  Booleans are 0 and 1.  States are words, listed in a CHECK.  Secrets (sessions, keys,
+-- invitations) are kept only as SHA-256 digests.  Rows are deleted only where the comment says so.
+--
+-- This is a NEW database at the newest version.  How an older file gets here is MIGRATIONS in
+-- videofly.py; a test holds the two equal.
+
+PRAGMA application_id = 0x56464C59;                     -- 'VFLY', for file(1)
+PRAGMA user_version   = 1;
+
+---------------------------------------------------------------------------------------- people --
+
+-- A person who can sign in.  Without a password hash, only with an API key.
+CREATE TABLE users (
+    id             TEXT    NOT NULL PRIMARY KEY CHECK (id GLOB 'usr_*'),
+    email          TEXT    NOT NULL COLLATE NOCASE UNIQUE CHECK (email LIKE '%_@_%' AND length(email) <= 254),
+    password_hash  TEXT,                                -- argon2id
+    is_admin       INTEGER NOT NULL DEFAULT 0 CHECK (is_admin IN (0, 1)),
+    plan           TEXT,                                -- a plan's id while its subscription runs
+    debt           INTEGER NOT NULL DEFAULT 0 CHECK (debt >= 0),    -- credits owed after a refund found too little
+    created_at     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX users_admins ON users (created_at) WHERE is_admin = 1;
+
+-- One signed-in browser.  Made anew at every sign-in; deleted at sign-out, at a password change and past its date.
+CREATE TABLE sessions (
+    digest      TEXT    NOT NULL PRIMARY KEY CHECK (length(digest) = 64),
+    user_id     TEXT    NOT NULL REFERENCES users(id),
+    created_at  INTEGER NOT NULL,
+    expires_at  INTEGER NOT NULL CHECK (expires_at > created_at)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX sessions_by_user ON sessions (user_id);
+CREATE INDEX sessions_by_end  ON sessions (expires_at);
+
+-- What a program signs in with.  Kept after it was revoked: holds name the key that ordered.
+CREATE TABLE api_keys (
+    id            TEXT    NOT NULL PRIMARY KEY CHECK (id GLOB 'key_*'),
+    user_id       TEXT    NOT NULL REFERENCES users(id),
+    digest        TEXT    NOT NULL UNIQUE CHECK (length(digest) = 64),
+    name          TEXT    NOT NULL CHECK (length(name) BETWEEN 1 AND 100),
+    hint          TEXT    NOT NULL,                     -- the last four characters, to tell keys apart
+    credit_limit  INTEGER          CHECK (credit_limit > 0),    -- all it may ever spend; NULL: no limit
+    created_at    INTEGER NOT NULL,
+    expires_at    INTEGER,
+    last_used_at  INTEGER,                              -- written at most once a minute
+    revoked_at    INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX api_keys_by_user ON api_keys (user_id, created_at);
+
+-- Lets one person sign up while sign-up is by invitation.
+CREATE TABLE invites (
+    digest      TEXT    NOT NULL PRIMARY KEY CHECK (length(digest) = 64),
+    created_at  INTEGER NOT NULL,
+    expires_at  INTEGER NOT NULL,
+    user_id     TEXT    UNIQUE REFERENCES users(id)     -- who used it
+) STRICT, WITHOUT ROWID;
+
+-- Wrong passwords, counted by account and by address.  Deleted a day after the last one.
+CREATE TABLE sign_in_failures (
+    subject     TEXT    NOT NULL PRIMARY KEY,           -- 'account:' or 'address:' and a digest
+    failures    INTEGER NOT NULL CHECK (failures > 0),
+    blocked_until_at  INTEGER NOT NULL,
+    failed_at   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX sign_in_failures_by_age ON sign_in_failures (failed_at);
+
+---------------------------------------------------------------------------------------- ledger --
+
+-- Credits granted together: a purchase, a period, a gift.  Spending takes from the package that ends
+-- first.  The counters partition it: the last CHECK is conservation, the law of this ledger.  They are
+-- written by the trigger transactions_apply only.
+CREATE TABLE credit_packages (
+    id               INTEGER NOT NULL PRIMARY KEY,
+    user_id          TEXT    NOT NULL REFERENCES users(id),
+    trans_type       TEXT    NOT NULL CHECK (trans_type IN ('NEW_USER', 'ORDER_PAY', 'SUBSCRIPTION', 'SYSTEM_ADJUST')),
+    source_ref       TEXT    NOT NULL,                  -- what was paid for: an order, a period, the user of a gift
+    initial          INTEGER NOT NULL CHECK (initial BETWEEN 1 AND 1000000000),
+    remaining        INTEGER NOT NULL DEFAULT 0 CHECK (remaining >= 0),
+    frozen           INTEGER NOT NULL DEFAULT 0 CHECK (frozen    >= 0),
+    used             INTEGER NOT NULL DEFAULT 0 CHECK (used      >= 0),
+    expired          INTEGER NOT NULL DEFAULT 0 CHECK (expired   >= 0),
+    refunded         INTEGER NOT NULL DEFAULT 0 CHECK (refunded  >= 0),
+    created_at       INTEGER NOT NULL,
+    expires_at       INTEGER,                           -- its date; NULL: never
+    spendable_until_at  INTEGER,                        -- its date, or a day after credits came back to it too late
+    CONSTRAINT conservation CHECK (remaining + frozen + used + expired + refunded IN (0, initial)),
+    CHECK ((expires_at IS NULL) = (spendable_until_at IS NULL) AND spendable_until_at >= expires_at)
+) STRICT;
+
+-- A payment may be announced many times, and grants once.
+CREATE UNIQUE INDEX credit_packages_once  ON credit_packages (trans_type, source_ref);
+CREATE INDEX credit_packages_by_user      ON credit_packages (user_id, id);
+CREATE INDEX credit_packages_spendable    ON credit_packages (user_id, spendable_until_at) WHERE remaining > 0;
+CREATE INDEX credit_packages_to_expire    ON credit_packages (spendable_until_at) WHERE remaining > 0 AND frozen = 0;
+
+-- What is frozen for one attempt at one video.  Ends once: settled (it was made, the credits are spent)
+-- or released (it was not, they go back).  Carries the price as it was when ordered.
+CREATE TABLE credit_holds (
+    id               INTEGER NOT NULL PRIMARY KEY,
+    video_id         TEXT    NOT NULL REFERENCES videos(id) DEFERRABLE INITIALLY DEFERRED,
+    attempt          INTEGER NOT NULL CHECK (attempt > 0),
+    api_key_id       TEXT             REFERENCES api_keys(id),
+    credits          INTEGER NOT NULL CHECK (credits > 0),
+    catalog_version  TEXT    NOT NULL,                  -- of the catalogue that gave the price
+    state            TEXT    NOT NULL DEFAULT 'frozen' CHECK (state IN ('frozen', 'settled', 'released')),
+    created_at       INTEGER NOT NULL,
+    resolved_at      INTEGER,
+    UNIQUE (video_id, attempt),
+    CHECK ((state = 'frozen') = (resolved_at IS NULL))
+) STRICT;
+
+CREATE INDEX credit_holds_by_key ON credit_holds (api_key_id, state, credits) WHERE api_key_id IS NOT NULL;
+
+CREATE TRIGGER credit_holds_one_at_a_time BEFORE INSERT ON credit_holds
+WHEN EXISTS (SELECT 1 FROM credit_holds WHERE video_id = NEW.video_id AND state = 'frozen') BEGIN
+    SELECT RAISE(ABORT, 'video_has_an_open_hold');
+END;
+CREATE TRIGGER credit_holds_end_once BEFORE UPDATE ON credit_holds WHEN OLD.state <> 'frozen' BEGIN
+    SELECT RAISE(ABORT, 'hold_already_ended');
+END;
+
+-- The journal.  A row moves credits between two counters of one package, so a row cannot be unbalanced.
+-- Append-only; packages are its consequence.  Each row's hash covers the row and the hash before it.
+CREATE TABLE credit_transactions (
+    id             INTEGER NOT NULL PRIMARY KEY,        -- 1, 2, 3, … without a gap
+    user_id        TEXT    NOT NULL REFERENCES users(id),
+    package_id     INTEGER NOT NULL REFERENCES credit_packages(id),
+    hold_id        INTEGER          REFERENCES credit_holds(id),
+    kind           TEXT    NOT NULL CHECK (kind IN ('grant', 'freeze', 'settle', 'release', 'expire', 'deduct', 'refund')),
+    trans_type     TEXT    NOT NULL CHECK (trans_type IN ('NEW_USER', 'ORDER_PAY', 'SUBSCRIPTION', 'VIDEO_CONSUME',
+                                                          'REFUND', 'EXPIRED', 'SYSTEM_ADJUST')),
+    credits        INTEGER NOT NULL CHECK (credits > 0),
+    balance_after  INTEGER NOT NULL CHECK (balance_after >= 0),     -- all that remains to the user, after this row
+    note           TEXT    NOT NULL DEFAULT '',
+    created_at     INTEGER NOT NULL,
+    hash           TEXT    NOT NULL CHECK (length(hash) = 64),
+    CHECK ((kind IN ('freeze', 'settle', 'release')) = (hold_id IS NOT NULL))
+) STRICT;
+
+CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id);
+CREATE INDEX credit_transactions_by_package  ON credit_transactions (package_id);
+CREATE INDEX credit_transactions_by_hold     ON credit_transactions (hold_id, kind, id) WHERE hold_id IS NOT NULL;
+
+CREATE TRIGGER transactions_apply AFTER INSERT ON credit_transactions BEGIN
+    UPDATE credit_packages SET
+        remaining = remaining + CASE WHEN NEW.kind IN ('grant', 'release') THEN NEW.credits
+                                     WHEN NEW.kind IN ('freeze', 'expire', 'deduct', 'refund') THEN -NEW.credits ELSE 0 END,
+        frozen    = frozen    + CASE WHEN NEW.kind = 'freeze' THEN NEW.credits
+                                     WHEN NEW.kind IN ('settle', 'release') THEN -NEW.credits ELSE 0 END,
+        used      = used      + CASE WHEN NEW.kind IN ('settle', 'deduct') THEN NEW.credits ELSE 0 END,
+        expired   = expired   + CASE WHEN NEW.kind = 'expire' THEN NEW.credits ELSE 0 END,
+        refunded  = refunded  + CASE WHEN NEW.kind = 'refund' THEN NEW.credits ELSE 0 END
+    WHERE id = NEW.package_id;
+END;
+
+CREATE TRIGGER transactions_no_update BEFORE UPDATE ON credit_transactions BEGIN
+    SELECT RAISE(ABORT, 'the_journal_is_append_only');
+END;
+CREATE TRIGGER transactions_no_delete BEFORE DELETE ON credit_transactions BEGIN
+    SELECT RAISE(ABORT, 'the_journal_is_append_only');
+END;
+
+---------------------------------------------------------------------------------------- videos --
+
+-- An image that somebody sent, to be animated.  The bytes are in storage under the key.
+CREATE TABLE uploads (
+    key         TEXT    NOT NULL PRIMARY KEY CHECK (key GLOB 'uploads/*'),
+    user_id     TEXT    NOT NULL REFERENCES users(id),
+    media_type  TEXT    NOT NULL CHECK (media_type GLOB 'image/*'),
+    size_bytes  INTEGER NOT NULL CHECK (size_bytes > 0),
+    created_at  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX uploads_by_user ON uploads (user_id);
+
+-- One video that was ordered.  PENDING -> GENERATING -> UPLOADING -> COMPLETED, or FAILED from any of the
+-- first three; a retry takes FAILED back to UPLOADING with the next attempt number and a new hold.
+-- due_at is all the worker knows: when it is not NULL, there is something to do with the video then.
+-- Deleted ones lose their files and stay as rows, because the journal speaks of them.
+CREATE TABLE videos (
+    id               TEXT    NOT NULL PRIMARY KEY CHECK (length(id) = 36),
+    user_id          TEXT    NOT NULL REFERENCES users(id),
+    model            TEXT    NOT NULL,
+    provider         TEXT    NOT NULL,
+    prompt           TEXT    NOT NULL CHECK (length(prompt) BETWEEN 1 AND 4000),
+    negative_prompt  TEXT    NOT NULL DEFAULT '',
+    duration         INTEGER NOT NULL CHECK (duration > 0),         -- seconds
+    aspect_ratio     TEXT    NOT NULL,
+    quality          TEXT    NOT NULL,
+    seed             INTEGER NOT NULL,
+    images           TEXT    NOT NULL CHECK (json_valid(images)),   -- keys of uploads
+    credits          INTEGER NOT NULL CHECK (credits > 0),          -- its price
+    status           TEXT    NOT NULL DEFAULT 'PENDING'
+                     CHECK (status IN ('PENDING', 'GENERATING', 'UPLOADING', 'COMPLETED', 'FAILED')),
+    attempt          INTEGER NOT NULL DEFAULT 1 CHECK (attempt > 0),
+    tries            INTEGER NOT NULL DEFAULT 0,        -- calls made outside in this status, for the back-off
+    progress         INTEGER NOT NULL DEFAULT 0 CHECK (progress BETWEEN 0 AND 100),
+    due_at           INTEGER,
+    deadline_at      INTEGER NOT NULL,                  -- the provider has to be done by then
+    submitted_at     INTEGER,                           -- the intent, written before the provider is called
+    ref              TEXT,                              -- what the provider's fetch needs; without it, a submit is unknown
+    original_url     TEXT,                              -- where the provider put the result
+    original_until_at  INTEGER,                         -- and how long it stays there
+    storage_key      TEXT,
+    poster_key       TEXT,
+    width            INTEGER,
+    height           INTEGER,
+    duration_ms      INTEGER,
+    size_bytes       INTEGER,
+    error_code       TEXT,
+    error_message    TEXT,
+    created_at       INTEGER NOT NULL,
+    finished_at      INTEGER,
+    deleted_at       INTEGER,
+    CHECK (ref IS NULL OR submitted_at IS NOT NULL),
+    CHECK (status <> 'GENERATING' OR ref IS NOT NULL),
+    CHECK (status <> 'UPLOADING'  OR original_url IS NOT NULL),
+    CHECK (status <> 'COMPLETED'  OR deleted_at IS NOT NULL OR storage_key IS NOT NULL),
+    CHECK ((status IN ('COMPLETED', 'FAILED')) = (finished_at IS NOT NULL)),
+    CHECK ((status = 'FAILED') = (error_code IS NOT NULL)),
+    CHECK (deleted_at IS NULL OR finished_at IS NOT NULL),
+    CHECK (finished_at IS NOT NULL OR due_at IS NOT NULL)           -- work is never lost
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX videos_listing  ON videos (user_id, created_at DESC, id DESC);
+CREATE INDEX videos_running  ON videos (user_id) WHERE finished_at IS NULL;
+CREATE INDEX videos_due      ON videos (due_at) WHERE due_at IS NOT NULL;
+
+CREATE TRIGGER videos_end_once BEFORE UPDATE OF status ON videos
+WHEN OLD.finished_at IS NOT NULL AND NEW.status <> OLD.status
+     AND NOT (OLD.status = 'FAILED' AND NEW.status = 'UPLOADING' AND NEW.attempt = OLD.attempt + 1) BEGIN
+    SELECT RAISE(ABORT, 'video_already_finished');
+END;
+
+-- A POST that cost something, and what it was answered: the same key gets the same answer.
+-- Deleted after a week.
+CREATE TABLE idempotency_keys (
+    user_id      TEXT    NOT NULL REFERENCES users(id),
+    key          TEXT    NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    fingerprint  TEXT    NOT NULL,                      -- digest of method, path and body
+    answer       TEXT    NOT NULL CHECK (json_valid(answer)),
+    created_at   INTEGER NOT NULL,
+    PRIMARY KEY (user_id, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
+---------------------------------------------------------------------------------------- events --
+
+-- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it
+-- saw.  Written in the transaction of what happened.  Deleted after a week; ids are never used again.
+CREATE TABLE events (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id     TEXT    NOT NULL REFERENCES users(id),
+    type        TEXT    NOT NULL CHECK (type GLOB 'video.*' OR type GLOB 'credits.*'),
+    data        TEXT    NOT NULL CHECK (json_valid(data)),
+    created_at  INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX events_by_user ON events (user_id, id);
+
+--------------------------------------------------------------------------------------- auditor --
+
+-- Empty in a healthy database.  Recounts, by another path than the trigger's, each package and each hold
+-- from the journal, each user's running balance, and what finished and unfinished videos may have open.
+CREATE VIEW discrepancies AS
+    SELECT 'package' AS what, p.id AS id, p.user_id AS user_id FROM credit_packages p
+    WHERE p.initial   <> (SELECT total(credits) FROM credit_transactions WHERE package_id = p.id AND kind = 'grant')
+       OR p.remaining <> (SELECT total(CASE WHEN kind IN ('grant', 'release') THEN credits
+                                            WHEN kind = 'settle' THEN 0 ELSE -credits END)
+                          FROM credit_transactions WHERE package_id = p.id)
+       OR p.frozen    <> (SELECT total(CASE kind WHEN 'freeze' THEN credits ELSE -credits END) FROM credit_transactions
+                          WHERE package_id = p.id AND kind IN ('freeze', 'settle', 'release'))
+       OR p.expired   <> (SELECT total(credits) FROM credit_transactions WHERE package_id = p.id AND kind = 'expire')
+       OR p.refunded  <> (SELECT total(credits) FROM credit_transactions WHERE package_id = p.id AND kind = 'refund')
+       OR p.initial   <> p.remaining + p.frozen + p.used + p.expired + p.refunded
+    UNION ALL
+    SELECT 'hold', h.id, v.user_id FROM credit_holds h JOIN videos v ON v.id = h.video_id
+    WHERE h.credits <> (SELECT total(credits) FROM credit_transactions WHERE hold_id = h.id AND kind = 'freeze')
+       OR h.credits * (h.state = 'settled')  <> (SELECT total(credits) FROM credit_transactions
+                                                 WHERE hold_id = h.id AND kind = 'settle')
+       OR h.credits * (h.state = 'released') <> (SELECT total(credits) FROM credit_transactions
+                                                 WHERE hold_id = h.id AND kind = 'release')
+    UNION ALL
+    SELECT 'balance', u.id, u.id FROM users u
+    WHERE (SELECT total(remaining) FROM credit_packages WHERE user_id = u.id)
+       <> coalesce((SELECT balance_after FROM credit_transactions WHERE user_id = u.id ORDER BY id DESC LIMIT 1), 0)
+    UNION ALL
+    SELECT 'video', v.id, v.user_id FROM videos v
+    WHERE coalesce((SELECT state FROM credit_holds WHERE video_id = v.id AND attempt = v.attempt), 'none')
+       <> CASE v.status WHEN 'COMPLETED' THEN 'settled' WHEN 'FAILED' THEN 'released' ELSE 'frozen' END;

@@ -1,0 +1,25 @@
+// Every request the page makes.
+
+export class Problem extends Error {
+  constructor(status, { code = "", message = "", details = {} } = {}) {
+    super(message)
+    Object.assign(this, { status, code, details })
+  }
+}
+
+export const api = {
+  get: (path) => send("GET", path),
+  post: (path, body = {}) => send("POST", path, body),
+  delete: (path) => send("DELETE", path),
+}
+
+async function send(method, path, body) {
+  const answer = await fetch(path, {
+    method,
+    headers: body ? { "Content-Type": "application/json" } : {},
+    body: body && JSON.stringify(body),
+  }).catch(() => { throw new Problem(0, { code: "offline" }) })
+  const content = await answer.json().catch(() => null)
+  if (!answer.ok) throw new Problem(answer.status, content?.error)
+  return content?.data
+}

@@ -1,0 +1,4035 @@
+"""VideoFly: a whole AI-video business in one process and one SQLite file.
+
+People get credits, spend them on videos that outside providers make, and fetch the videos from a folder or
+a bucket.  The database is schema.sql; what is on sale is catalog.toml.
+
+Read top to bottom: a section uses only the sections above it.  Those marked pure know neither the clock nor
+the network: they are functions of a connection and of what they are told, and a test holds them to it.
+
+     1  Settings        what the operator decides
+     2  Errors          every way to say no
+     3  Database        one writer that commits in groups, readers, migrations
+     4  Catalogue       what is on sale, and what it costs                      (pure)
+     5  Ledger          grant, freeze, settle, release, expire, deduct, audit   (pure)
+     6  Accounts        people, sessions, API keys, invitations                 (pure)
+     7  Videos          the life of one video, in transactions                  (pure)
+     8  Media           is this a picture, is that a video, what does it show
+     9  Preview         a moving picture computed from a prompt
+    10  Storage         a folder, or a bucket
+    11  Providers       who makes videos
+    12  App             the one object that holds the running parts
+    13  Work            what is done while nobody asks
+    14  Start           everything opened in order, and closed in reverse
+    15  HTTP            what the world sees
+    16  Command line
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import fcntl
+import functools
+import hashlib
+import hmac
+import io
+import itertools
+import logging
+import math
+import os
+import random
+import re
+import secrets
+import shutil
+import sqlite3
+import sys
+import time
+import tomllib
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from types import FrameType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_type_hints,
+)
+from urllib.parse import quote, urlsplit
+
+import aiosqlite
+import argon2
+import av
+import click
+import httpx
+import msgspec
+import offapi
+import rich.console
+import rich.progress
+import urllib3
+import uvicorn
+import uvloop
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+from litestar import Controller, Litestar, MediaType, Request, Response, delete, get, post, route
+from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
+from litestar.di import NamedDependency, Provide
+from litestar.enums import RequestEncodingType
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import Body, FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+from litestar.static_files import create_static_files_router
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from starlette.responses import FileResponse
+
+HERE = Path(__file__).parent
+FILES = HERE if (HERE / "schema.sql").exists() else HERE / "videofly_files"  # a checkout, or a wheel
+SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000  # milliseconds
+log = logging.getLogger("videofly")
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------
+# 1  Settings
+# ---------------------------------------------------------------------------
+# One line a setting.  Its variable is VIDEOFLY_<NAME>, except where operators know another name already.
+# Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
+
+KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
+CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
+
+
+def _(description: str, **limits: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=description, **limits)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the operator decides.  Read once, at start."""
+
+    # fmt: off
+    data: Annotated[str, _("folder for everything that is kept")] = "data"
+    host: Annotated[str, _("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, _("port to listen on", ge=1, le=65535)] = 8000
+    public_url: Annotated[str, _("address that people use, where a proxy hides it; empty: as the request says", pattern=r"^(https?://[^/]+)?$")] = ""
+    trusted_proxies: Annotated[str, _("addresses whose X-Forwarded-For and -Proto are believed, comma-separated")] = "127.0.0.1"
+    catalog: Annotated[str, _("path of catalog.toml; empty: DATA/catalog.toml if there is one, else the built-in one")] = ""
+    signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up: anybody, those invited, nobody")] = "open"
+    admin_email: Annotated[str, _("administrator made at start, if missing; needs the password too")] = ""
+    admin_password: Annotated[str, _("password of that administrator")] = ""
+    link_minutes: Annotated[int, _("life of a link to a file, minutes", ge=1, le=10080)] = 60
+    video_max_concurrent: Annotated[int, _("unfinished videos a user may have", ge=1, le=100_000)] = 3
+    video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
+    s3_endpoint: Annotated[str, _("S3 server, as https://host[:port]; empty: files stay in the data folder", pattern=r"^(https?://[^/]+)?$")] = ""
+    s3_bucket: Annotated[str, _("bucket for videos and images")] = ""
+    s3_access_key: Annotated[str, _("access key")] = ""
+    s3_secret_key: Annotated[str, _("secret key")] = ""
+    s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
+    s3_public_url: Annotated[str, _("S3 server as people reach it, where that differs from S3_ENDPOINT", pattern=r"^(https?://[^/]+)?$")] = ""
+    # fmt: on
+
+
+class Refused(Exception):
+    """The program cannot start as it was told to; the text is one line for the operator."""
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of Settings."""
+    name = field.upper()
+    return name if name.startswith(KNOWN_PREFIXES) else "VIDEOFLY_" + name
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment.  Raises Refused with the variable's name and the reason."""
+    fields = {variable(field): field for field in Settings.__struct_fields__}
+    given = {}
+    for name, text in sorted(environ.items()):
+        plain = name if name in fields else name.removesuffix("_FILE")
+        if plain in fields:
+            if fields[plain] in given:
+                raise Refused(f"{plain} and {plain}_FILE are both set; keep one.")
+            given[fields[plain]] = text if name == plain else read_secret_file(name, text)
+        elif name.startswith("VIDEOFLY_") and name not in CLIENT_VARIABLES:
+            raise Refused(f"{name} is not a setting. The settings are {', '.join(fields)}.")
+    try:
+        settings = msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        reason, _, field = str(error).partition(" - at `$.")
+        raise Refused(f"{variable(field.rstrip('`'))}: {reason}.") from None
+    return check_groups(settings)
+
+
+def check_groups(settings: Settings) -> Settings:
+    """Settings that only make sense together."""
+    for group in (("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"), ("admin_email", "admin_password")):
+        missing = [variable(field) for field in group if not getattr(settings, field)]
+        if 0 < len(missing) < len(group):
+            raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(map(variable, group))}.")
+    return settings
+
+
+def read_secret_file(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{name}: {error}") from None
+
+
+def settings_table() -> str:
+    """The README's table of settings; a test compares the two."""
+    rows = ["| variable | default | what it is |", "|---|---|---|"]
+    for field in msgspec.structs.fields(Settings):
+        meta = get_args(field.type)[1]
+        rows.append(f"| `{variable(field.name)}` | {f'`{field.default}`' if field.default != '' else ''} | {meta.description} |")
+    return "\n".join(rows)
+
+
+# ---------------------------------------------------------------------------
+# 2  Errors
+# ---------------------------------------------------------------------------
+# A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
+# that is raised is a bug and answers E5004 with the id under which it was logged.
+
+
+class Problem(Exception):
+    status, code, message = 400, "E4009", "The request cannot be understood."
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        self.message, self.details = message or self.message, details
+        super().__init__(self.message)
+
+
+# fmt: off
+class InsufficientCredits(Problem): status, code, message = 402, "E4001", "Not enough credits."
+class ModelNotFound(Problem):       status, code, message = 400, "E4002", "There is no such model."
+class InvalidDuration(Problem):     status, code, message = 400, "E4003", "The model does not offer that duration."
+class ImageRequired(Problem):       status, code, message = 400, "E4004", "The model needs an uploaded image as imageUrl."
+class TooManyRunning(Problem):      status, code, message = 429, "E4005", "The maximum of videos being made at once is reached."
+class VideoNotFound(Problem):       status, code, message = 404, "E4006", "There is no such video."
+class RetryNotAvailable(Problem):   status, code, message = 400, "E4007", "Only a failed video whose result was made can be retried."
+class OriginalExpired(Problem):     status, code, message = 410, "E4008", "The original video is gone; order it again."
+class Invalid(Problem):             status, code, message = 400, "E4009", "The request cannot be understood."
+class Unauthorized(Problem):        status, code, message = 401, "E4010", "Sign in, or send an API key as Authorization: Bearer vf_…"
+class Forbidden(Problem):           status, code, message = 403, "E4011", "That is not yours to do."
+class NotFound(Problem):            status, code, message = 404, "E4012", "There is no such thing here."
+class TooLarge(Problem):            status, code, message = 413, "E4013", "The body is too large."
+class TooManyAttempts(Problem):     status, code, message = 429, "E4014", "Too many attempts; wait a little."
+class KeyReused(Problem):           status, code, message = 422, "E4015", "That Idempotency-Key was used for another request."
+class EmailTaken(Problem):          status, code, message = 409, "E4016", "There is an account with that e-mail address."
+class AboveMaxCredits(Problem):     status, code, message = 402, "E4017", "The price is above maxCredits."
+class KeyLimitReached(Problem):     status, code, message = 402, "E4018", "That is more than the API key may still spend."
+class NotAnImage(Problem):          status, code, message = 415, "E4019", "Send a JPEG, PNG, WebP or GIF image."
+class SignUpClosed(Problem):        status, code, message = 403, "E4020", "Signing up needs an invitation here."
+class MethodNotAllowed(Problem):    status, code, message = 405, "E4021", "That method is not allowed here."
+class LinkExpired(Problem):         status, code, message = 403, "E4022", "That link is not valid, or not any more."
+class InvalidOption(Problem):       status, code, message = 400, "E4023", "The model does not offer that."
+class Cancelled(Problem):           status, code, message = 409, "E4024", "The video was cancelled."
+class AlreadyFinished(Problem):     status, code, message = 409, "E4025", "The video is finished."
+class ProviderFailed(Problem):      status, code, message = 502, "E5001", "The provider could not make the video."
+class StorageFailed(Problem):       status, code, message = 500, "E5002", "The video could not be stored."
+class CallbackFailed(Problem):      status, code, message = 500, "E5003", "The callback could not be processed."
+class Bug(Problem):                 status, code, message = 500, "E5004", "Something went wrong on our side."
+class DiskFull(Problem):            status, code, message = 507, "E5005", "The disk is full; nothing was changed."
+class Busy(Problem):                status, code, message = 503, "E5006", "Too much to do at the moment; try again."
+# fmt: on
+
+
+def error_table() -> str:
+    """The README's table of error codes; a test compares the two."""
+    kinds = sorted(Problem.__subclasses__(), key=lambda kind: kind.code)
+    rows = ["| code | status | meaning |", "|---|---|---|"]
+    return "\n".join(rows + [f"| {kind.code} | {kind.status} | {kind.message} |" for kind in kinds])
+
+
+# ---------------------------------------------------------------------------
+# 3  Database
+# ---------------------------------------------------------------------------
+# A transaction is a function: plain, synchronous, given a connection, run from start to end on the writer's
+# own thread.  So nothing can come between its statements, it cannot wait for the network half-way, and a
+# cancelled caller cannot leave it half done (it may be done without the caller having heard).
+#
+# Functions that wait at the same time share one commit, each in a savepoint of its own; callers are answered
+# after the commit.  One connection writes and checkpoints, the others are read-only: SQLite before 3.51.3
+# can lose a WAL that two connections write (https://sqlite.org/wal.html#walresetbug).
+
+Db = sqlite3.Connection
+Act = Callable[[Db], Any]
+
+WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
+BATCH_MAX = 64  # transactions that share a commit
+READERS = 2
+
+PRAGMAS = """
+    PRAGMA busy_timeout = 5000;
+    PRAGMA foreign_keys = ON;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA cache_size = -32768;
+"""
+WRITER_PRAGMAS = """
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    PRAGMA journal_size_limit = 67108864;
+    PRAGMA wal_autocheckpoint = 4000;
+"""
+
+MIGRATIONS: list[str] = []  # MIGRATIONS[n] takes a file from version n + 1 to n + 2
+
+
+class News(msgspec.Struct, frozen=True):
+    """An event that was just committed: whose it is, and its id."""
+
+    user_id: str
+    id: int
+
+
+class Thread(aiosqlite.Connection):
+    """A connection that runs whole functions, not only statements, on its thread."""
+
+    async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        result: T = await self._execute(fn, self._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return result
+
+
+class Database:
+    """One connection that writes, in groups, and some that only read."""
+
+    def __init__(self, writer: Thread, readers: list[Thread]) -> None:
+        self._writer, self._readers = writer, itertools.cycle(readers)
+        self._waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
+        self._committing: asyncio.Task[None] | None = None
+        self.on_news: Callable[[list[News]], None] = lambda news: None  # told after each commit with events
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator[Self]:
+        """Open and migrate.  Raises Refused when the file is not ours or from the future."""
+        async with contextlib.AsyncExitStack() as stack:
+            writer = Thread(functools.partial(connect, path), 64)
+            await stack.enter_async_context(writer)
+            await writer.run(migrate, path)
+            readers = [Thread(functools.partial(connect, path, read_only=True), 64) for _ in range(READERS)]
+            for reader in readers:
+                await stack.enter_async_context(reader)
+            database = cls(writer, readers)
+            try:
+                yield database
+            finally:
+                if database._committing:
+                    await database._committing
+                await writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
+
+    async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
+        """Run fn as a transaction: all of it happens, durably, or on any exception none."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise Busy
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((functools.partial(fn, **kwargs), answer))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_waiting())
+        return await answer
+
+    async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
+        return await next(self._readers).run(fn, **kwargs)
+
+    async def _commit_waiting(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+                await self._commit_batch(batch)
+        finally:
+            self._committing = None
+
+    async def _commit_batch(self, batch: list[tuple[Act, asyncio.Future[Any]]]) -> None:
+        try:
+            outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
+        except BaseException as failure:
+            outcomes, news = [(None, failure)] * len(batch), []
+        for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
+            if answer.cancelled():
+                continue
+            if problem is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(problem)
+        if news:
+            self.on_news(news)
+
+
+Outcome = tuple[Any, BaseException | None]
+
+
+def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
+    """Run each act in its savepoint, all in one transaction.  When SQLite itself fails, each again alone."""
+    try:
+        return commit_together(db, acts)
+    except sqlite3.Error as failure:
+        if len(acts) == 1:
+            return [(None, as_problem(failure))], []
+        alone = [commit(db, [act]) for act in acts]
+        return [outcomes[0] for outcomes, _ in alone], [item for _, news in alone for item in news]
+
+
+def commit_together(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+        outcomes = [attempt(db, act) for act in acts]
+        news = many(db, News, "SELECT user_id, id FROM events WHERE id > :before ORDER BY id", before=before)
+        db.execute("COMMIT")
+        return outcomes, news
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def attempt(db: Db, act: Act) -> Outcome:
+    db.execute("SAVEPOINT act")
+    try:
+        result = act(db)
+    except Exception as failure:
+        # A full disk ends the whole transaction, not only the savepoint (https://sqlite.org/lang_transaction.html).
+        if not db.in_transaction or is_storage_failure(failure):
+            raise
+        db.execute("ROLLBACK TO act")
+        db.execute("RELEASE act")
+        return None, failure
+    db.execute("RELEASE act")
+    return result, None
+
+
+def is_storage_failure(failure: BaseException) -> bool:
+    name = getattr(failure, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE_INTERRUPT"))
+
+
+def as_problem(failure: sqlite3.Error) -> Exception:
+    return DiskFull() if getattr(failure, "sqlite_errorname", "").startswith("SQLITE_FULL") else failure
+
+
+def connect(path: Path | str, *, read_only: bool = False) -> Db:
+    db = sqlite3.connect(f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}", uri=True, isolation_level=None)
+    db.executescript(PRAGMAS + ("PRAGMA query_only = ON;" if read_only else WRITER_PRAGMAS))
+    return db
+
+
+def migrate(db: Db, path: Path | None = None) -> None:
+    """Bring a file to the newest version, after a copy of it was taken beside it."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    newest = len(MIGRATIONS) + 1
+    if version > newest:
+        raise Refused(f"The database is version {version}; this program knows up to {newest}. Start the newer program.")
+    if version == 0 and tables:
+        raise Refused(f"{path} is a database, but not one of VideoFly's.")
+    if version == 0:
+        db.executescript(f"BEGIN IMMEDIATE; {(FILES / 'schema.sql').read_text()} COMMIT;")
+    elif version < newest and path:
+        copy = path.with_name(f"{path.name}.before-{newest}")
+        copy.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", [str(copy)])
+    for n in range(max(version, 1), newest) if version else ():
+        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[n - 1]}; PRAGMA user_version = {n + 1}; COMMIT;")
+
+
+@functools.cache
+def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
+    """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
+    return {name: cast_for(hint) for name, hint in get_type_hints(as_).items() if name in as_.__struct_fields__}
+
+
+def cast_for(hint: Any) -> Callable[[Any], Any] | None:
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
+    match kinds[0]:
+        case kind if kind is bool:
+            return bool
+        case kind if kind is datetime:
+            return moment
+        case kind if kind in (int, str) or getattr(kind, "__origin__", None) is Literal:
+            return None
+        case kind:
+            return functools.partial(msgspec.json.decode, type=kind)
+
+
+def moment(at: int) -> datetime:
+    return datetime.fromtimestamp(at / 1000, UTC)
+
+
+def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
+    """The rows as Structs, whose fields are the columns' names."""
+    found = db.execute(sql, params)
+    names, how = [column[0] for column in found.description], casts(as_)  # type: ignore[arg-type]
+    makers = [how[name] for name in names]
+    return [
+        as_(**{
+            name: make(value) if make and value is not None else value
+            for name, make, value in zip(names, makers, row, strict=True)
+        })
+        for row in found.fetchall()
+    ]  # fmt: skip
+
+
+def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
+    rows = many(db, as_, sql, **params)
+    return rows[0] if rows else None
+
+
+def value(db: Db, sql: str, **params: Any) -> Any:
+    """The first column of the first row, or None."""
+    row = db.execute(sql, params).fetchone()
+    return row[0] if row else None
+
+
+def run(db: Db, sql: str, **params: Any) -> int:
+    """Carry out a statement and say how many rows it touched."""
+    return db.execute(sql, params).rowcount
+
+
+def insert(db: Db, sql: str, **params: Any) -> int | None:
+    """Insert a row and return its number; None where a conflict kept it out."""
+    inserted = db.execute(sql, params)
+    return inserted.lastrowid if inserted.rowcount else None
+
+
+def tell(db: Db, *, user_id: str, type: str, data: Mapping[str, Any], now: int) -> None:
+    """Record that something happened, in the transaction in which it happens."""
+    run(db, """
+        INSERT INTO events (user_id, type, data, created_at) VALUES (:user_id, :type, :data, :now)
+    """, user_id=user_id, type=type, data=as_json(data), now=now)
+
+
+def as_json(data: Any) -> str:
+    return msgspec.json.encode(data).decode()
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(10)}"
+
+
+def digest(secret: str) -> str:
+    """What is kept of a secret that has 128 bits or more: looking it up needs no slow hash."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    items: list[T]
+    next_cursor: str | None
+
+
+def cut(items: list[T], limit: int, position: Callable[[T], Any]) -> Page[T]:
+    """A page from limit + 1 rows: the extra row only tells that there are more."""
+    more = len(items) > limit
+    return Page(items[:limit], write_cursor(position(items[limit - 1])) if more else None)
+
+
+def write_cursor(position: Any) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, as_: type[T]) -> T:
+    """Where the last page ended.  Raises Invalid."""
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=as_)
+    except (ValueError, binascii.Error):
+        raise Invalid("cursor must be a nextCursor that this address returned.", field="cursor") from None
+
+
+# ---------------------------------------------------------------------------
+# 4  Catalogue
+# ---------------------------------------------------------------------------
+# catalog.toml says what is on sale.  There is one price, and one function that knows it.
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Credits = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
+Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
+Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
+
+
+class Price(Strict, frozen=True):
+    base: Decimal
+    per_second: Decimal
+
+
+class Model(Strict, frozen=True):
+    id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._/-]{0,99}$")]
+    name: Name
+    description: str
+    providers: Annotated[list[str], msgspec.Meta(min_length=1)]
+    modes: Annotated[list[Literal["text", "image"]], msgspec.Meta(min_length=1)]
+    durations: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=600)]], msgspec.Meta(min_length=1)]  # seconds
+    aspect_ratios: Annotated[list[Ratio], msgspec.Meta(min_length=1)]
+    qualities: Annotated[dict[Quality, Decimal], msgspec.Meta(min_length=1)]
+    price: Price
+    enabled: bool = True
+
+
+class Pack(Strict, frozen=True):
+    id: Name
+    name: Name
+    cents: Annotated[int, msgspec.Meta(ge=1)]
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    credits: Credits
+    open_to: Literal["all", "subscribers"]
+
+
+class Plan(Strict, frozen=True):
+    id: Name
+    name: Name
+    cents: Annotated[int, msgspec.Meta(ge=1)]
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    interval: Literal["month", "year"]
+    credits: Credits
+
+
+class CreditRules(Strict, frozen=True):
+    gift: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    gift_days: Days
+    plan_days: Days
+    pack_days: Days
+
+
+class Catalogue(Strict, frozen=True):
+    credits: CreditRules
+    models: Annotated[list[Model], msgspec.Meta(min_length=1)]
+    packs: list[Pack] = []
+    plans: list[Plan] = []
+    version: str = ""  # digest of the file; kept on each hold
+
+    def model(self, id: str) -> Model:
+        found = next((model for model in self.models if model.id == id and model.enabled), None)
+        if found is None:
+            offered = [model.id for model in self.models if model.enabled]
+            raise ModelNotFound(f"There is no model {id[:100]!r}. On offer: {', '.join(offered)}.", offered=offered)
+        return found
+
+
+def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
+    """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
+    try:
+        text = path.read_text()
+        catalogue = msgspec.convert(tomllib.loads(text, parse_float=Decimal), Catalogue)
+    except msgspec.ValidationError as error:
+        reason, _, key = str(error).partition(" - at `$.")
+        raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {error}") from None
+    for key, reason in catalogue_faults(catalogue, providers):
+        raise Refused(f"{path}: {key}: {reason}.")
+    return msgspec.structs.replace(catalogue, version=digest(text)[:12])
+
+
+def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
+    """What types cannot say: (key, reason)."""
+    if catalogue.version:
+        yield "version", "it is computed, not set"
+    for kind, things in (("models", catalogue.models), ("packs", catalogue.packs), ("plans", catalogue.plans)):
+        ids = [thing.id for thing in things]
+        for n, id in enumerate(ids):
+            if id in ids[:n]:
+                yield f"{kind}[{n}].id", f"{id!r} is there twice"
+    for n, model in enumerate(catalogue.models):
+        for unknown in set(model.providers) - providers:
+            yield f"models[{n}].providers", f"there is no provider {unknown!r}; there are {', '.join(sorted(providers))}"
+        if not all(part.is_finite() and 0 <= part <= 1_000_000 for part in (model.price.base, model.price.per_second, *model.qualities.values())):
+            yield f"models[{n}].price", "its numbers must be 0 to 1000000"
+            continue
+        for duration, quality in itertools.product(model.durations, model.qualities):
+            if not 1 <= price(model, duration=duration, quality=quality) <= 1_000_000:
+                yield f"models[{n}].price", f"{duration} s in {quality} must cost 1 to 1000000 credits"
+
+
+def price(model: Model, *, duration: int, quality: str) -> int:
+    """What a video costs, in credits: the only place that knows."""
+    return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
+
+    problems: ClassVar[dict[str, type[Problem]]] = {}
+
+
+Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
+ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="what POST /api/v1/upload returned")]
+
+
+class NewVideo(Input, frozen=True):
+    """An order for a video.  What is left out, the model decides."""
+
+    problems = {"model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption, "quality": InvalidOption}
+
+    model: Annotated[str, msgspec.Meta(max_length=100)]
+    prompt: Prompt
+    duration: Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")] | None = None
+    aspect_ratio: Annotated[str, msgspec.Meta(max_length=10)] | None = None
+    quality: Annotated[str, msgspec.Meta(max_length=10)] | None = None
+    image_url: ImageUrl | None = None
+    image_urls: Annotated[list[ImageUrl], msgspec.Meta(max_length=1)] | None = None
+    negative_prompt: Annotated[str, msgspec.Meta(max_length=4000)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    max_credits: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A wish that the catalogue can meet, with its price: what a video is made from."""
+
+    model: str
+    provider: str
+    prompt: str
+    negative_prompt: str
+    duration: int
+    aspect_ratio: str
+    quality: str
+    seed: int
+    images: list[str]  # keys of uploads
+    credits: int
+    catalog_version: str
+
+
+UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
+
+
+def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
+    """What a wish comes to.  Raises the Problem that says what would be accepted."""
+    model = catalogue.model(wish.model)
+    duration = model.durations[0] if wish.duration is None else wish.duration
+    if duration not in model.durations:
+        raise InvalidDuration(f"duration must be one of {sorted(model.durations)} seconds.", offered=sorted(model.durations))
+    ratio = offered("aspectRatio", wish.aspect_ratio, model.aspect_ratios)
+    quality = offered("quality", wish.quality, list(model.qualities))
+    credits = price(model, duration=duration, quality=quality)
+    if wish.max_credits is not None and credits > wish.max_credits:
+        raise AboveMaxCredits(f"It costs {credits} credits; maxCredits is {wish.max_credits}.", credits=credits)
+    prompt = wish.prompt.replace("\0", "").strip()
+    if not prompt:
+        raise Invalid("prompt must be 1 to 4000 characters.", field="prompt")
+    return Order(
+        model.id, model.providers[0], prompt, (wish.negative_prompt or "").replace("\0", "").strip(), duration, ratio,
+        quality, seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits, catalogue.version,
+    )  # fmt: skip
+
+
+def offered(field: str, wanted: str | None, choices: list[str]) -> str:
+    if wanted is None:
+        return choices[0]
+    if wanted not in choices:
+        raise InvalidOption(f"{field} must be one of {', '.join(choices)}.", field=field, offered=choices)
+    return wanted
+
+
+def chosen_images(model: Model, wish: NewVideo) -> list[str]:
+    if wish.image_url and wish.image_urls:
+        raise Invalid("Give imageUrl or imageUrls, not both.", field="imageUrl")
+    urls = [wish.image_url] if wish.image_url else wish.image_urls or []
+    if not urls and "text" not in model.modes:
+        raise ImageRequired
+    if urls and "image" not in model.modes:
+        raise InvalidOption(f"{model.id} takes no image.", field="imageUrl")
+    keys = [UPLOAD_KEY.search(url) for url in urls]
+    if not all(keys):
+        raise ImageRequired("imageUrl must be what POST /api/v1/upload returned.", field="imageUrl")
+    return [key[0] for key in keys if key]
+
+
+# ---------------------------------------------------------------------------
+# 5  Ledger
+# ---------------------------------------------------------------------------
+# Each function is one sentence of bookkeeping, runs inside a caller's transaction, and can be repeated: the
+# second time changes nothing.  schema.sql holds the laws; here is only who may move what, and in which order.
+
+GRACE = DAY  # credits that come back to a package past its date stay spendable for this long
+EXPIRING_SOON = 7 * DAY
+NO_HASH = "0" * 64  # what the first row of the journal builds on
+SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
+
+Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refund"]
+TransType = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "VIDEO_CONSUME", "REFUND", "EXPIRED", "SYSTEM_ADJUST"]
+Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
+
+
+class Output(msgspec.Struct, frozen=True, rename="camel"):
+    pass
+
+
+class Draw(Output, frozen=True):
+    """What is taken from one package."""
+
+    package_id: int
+    credits: int
+    expires_at: datetime | None
+
+
+class Spendable(msgspec.Struct, frozen=True):
+    id: int
+    remaining: int
+    expires_at: datetime | None
+
+
+def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
+          expires_at: int | None, now: int) -> bool:  # fmt: skip
+    """Give credits, once per source.  False: they were given before."""
+    package_id = insert(db, """
+        INSERT INTO credit_packages (user_id, trans_type, source_ref, initial, created_at, expires_at, spendable_until_at)
+        VALUES (:user_id, :trans_type, :source_ref, :credits, :now, :expires_at, :expires_at)
+        ON CONFLICT (trans_type, source_ref) DO NOTHING
+    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits, now=now, expires_at=expires_at)
+    if package_id:
+        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type, credits=credits, note=note, now=now)
+        tell(db, user_id=user_id, type="credits.granted", data={"credits": credits, "transType": trans_type}, now=now)
+    return bool(package_id)
+
+
+def spendable(db: Db, *, user_id: str, now: int) -> list[Spendable]:
+    """The packages that can be drawn from, in the order in which they are."""
+    return many(db, Spendable, f"""
+        SELECT id, remaining, expires_at FROM credit_packages
+        WHERE user_id = :user_id AND remaining > 0 AND {SPENDABLE}
+        ORDER BY spendable_until_at IS NULL, spendable_until_at, id
+    """, user_id=user_id, now=now)  # noqa: S608
+
+
+def draw(packages: list[Spendable], credits: int) -> list[Draw]:
+    """How so many credits are taken from packages in that order.  Raises InsufficientCredits."""
+    available, missing, draws = sum(package.remaining for package in packages), credits, []
+    if available < credits:
+        raise InsufficientCredits(f"That takes {credits} credits; you have {available}.", required=credits, available=available)
+    for package in packages:
+        taken = min(package.remaining, missing)
+        if taken == 0:
+            break
+        draws.append(Draw(package.id, taken, package.expires_at))
+        missing -= taken
+    return draws
+
+
+def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str | None, credits: int,
+           catalog_version: str, now: int) -> None:  # fmt: skip
+    """Set credits aside for one attempt at a video, from the packages that end first."""
+    draws = draw(spendable(db, user_id=user_id, now=now), credits)
+    if api_key_id:
+        check_key_limit(db, api_key_id=api_key_id, credits=credits)
+    hold_id = insert(db, """
+        INSERT INTO credit_holds (video_id, attempt, api_key_id, credits, catalog_version, created_at)
+        VALUES (:video_id, :attempt, :api_key_id, :credits, :catalog_version, :now)
+    """, video_id=video_id, attempt=attempt, api_key_id=api_key_id, credits=credits,
+        catalog_version=catalog_version, now=now)  # fmt: skip
+    for part in draws:
+        record(db, user_id=user_id, package_id=part.package_id, hold_id=hold_id, kind="freeze",
+               trans_type="VIDEO_CONSUME", credits=part.credits, now=now)  # fmt: skip
+
+
+def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
+    limit = value(db, "SELECT credit_limit FROM api_keys WHERE id = :id", id=api_key_id)
+    if limit is None:
+        return
+    spent = value(db, "SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released'",
+                  id=api_key_id)  # fmt: skip
+    if spent + credits > limit:
+        raise KeyLimitReached(f"That takes {credits} credits; the key may still spend {limit - spent}.",
+                              required=credits, available=limit - spent)  # fmt: skip
+
+
+def settle(db: Db, *, video_id: str, now: int) -> bool:
+    """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
+    return resolve(db, video_id=video_id, state="settled", kind="settle", trans_type="VIDEO_CONSUME", now=now)
+
+
+def release(db: Db, *, video_id: str, now: int) -> bool:
+    """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
+    return resolve(db, video_id=video_id, state="released", kind="release", trans_type="REFUND", now=now)
+
+
+class HeldPart(msgspec.Struct, frozen=True):
+    hold_id: int
+    user_id: str
+    package_id: int
+    credits: int
+    remaining: int
+    spendable_until_at: int | None
+
+
+def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransType, now: int) -> bool:
+    parts = many(db, HeldPart, """
+        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits, p.remaining, p.spendable_until_at
+        FROM credit_holds h
+        JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
+        JOIN credit_packages p ON p.id = t.package_id
+        WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
+    """, video_id=video_id)
+    if not parts:
+        return False
+    run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE id = :id", state=state, now=now, id=parts[0].hold_id)
+    for part in parts:
+        if kind == "release" and part.spendable_until_at is not None and part.spendable_until_at <= now:
+            give_grace(db, part, now=now)
+        record(db, user_id=part.user_id, package_id=part.package_id, hold_id=part.hold_id, kind=kind,
+               trans_type=trans_type, credits=part.credits, now=now)  # fmt: skip
+    return True
+
+
+def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
+    """Keep credits that come back too late spendable for a day.  What lay there unspent does not come back with them."""
+    if part.remaining:
+        record_expiry(db, user_id=part.user_id, package_id=part.package_id, credits=part.remaining, now=now)
+    run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id", until=now + GRACE, id=part.package_id)
+
+
+class Expiring(msgspec.Struct, frozen=True):
+    id: int
+    user_id: str
+    remaining: int
+
+
+def expire(db: Db, *, now: int, limit: int = 500) -> int:
+    """Take what remains in packages past their date with nothing frozen; at most limit packages, and say how many."""
+    due = many(db, Expiring, """
+        SELECT id, user_id, remaining FROM credit_packages
+        WHERE remaining > 0 AND frozen = 0 AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
+    """, now=now, limit=limit)
+    for package in due:
+        record_expiry(db, user_id=package.user_id, package_id=package.id, credits=package.remaining, now=now)
+    return len(due)
+
+
+def record_expiry(db: Db, *, user_id: str, package_id: int, credits: int, now: int) -> None:
+    record(db, user_id=user_id, package_id=package_id, kind="expire", trans_type="EXPIRED", credits=credits, now=now)
+    tell(db, user_id=user_id, type="credits.expired", data={"credits": credits}, now=now)
+
+
+def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
+    """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
+    for part in draw(spendable(db, user_id=user_id, now=now), credits):
+        record(db, user_id=user_id, package_id=part.package_id, kind="deduct", trans_type="SYSTEM_ADJUST",
+               credits=part.credits, note=note, now=now)  # fmt: skip
+    tell(db, user_id=user_id, type="credits.deducted", data={"credits": credits}, now=now)
+
+
+def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: TransType, credits: int, now: int,
+           hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
+    """Add one row to the journal; the package's counters follow by trigger."""
+    id, hash, remained = db.execute("""
+        SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ? ORDER BY id DESC LIMIT 1)
+        FROM credit_transactions ORDER BY id DESC LIMIT 1
+    """, [user_id]).fetchone() or (0, NO_HASH, 0)  # fmt: skip
+    remains = (remained or 0) + EFFECT[kind] * credits
+    row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
+    db.execute("INSERT INTO credit_transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, chain(hash, row)))
+
+
+# What a row does to the credits that remain.
+EFFECT: dict[Kind, int] = {
+    "grant": 1, "release": 1, "freeze": -1, "expire": -1, "deduct": -1, "refund": -1, "settle": 0,
+}  # fmt: skip
+
+
+def chain(before: str, row: tuple[Any, ...]) -> str:
+    """A journal row's hash: SHA-256 of the hash before it and of the row, without its hash, as a JSON list."""
+    return hashlib.sha256(before.encode() + msgspec.json.encode(row)).hexdigest()
+
+
+class Balance(Output, frozen=True):
+    """A user's credits, all told: total = available + frozen + used + expired + refunded + what is about to expire."""
+
+    total_credits: int
+    used_credits: int
+    frozen_credits: int
+    available_credits: int
+    expiring_soon: int  # of the available ones, within 7 days
+    debt: int
+    plan: str | None
+
+
+def balance(db: Db, *, user_id: str, now: int) -> Balance:
+    found = one(db, Balance, f"""
+        SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
+               coalesce(sum(frozen), 0) AS frozen_credits,
+               coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
+               coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now AND spendable_until_at <= :soon), 0) AS expiring_soon,
+               u.debt, u.plan
+        FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
+    """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)  # noqa: S608
+    if found is None:
+        raise NotFound("There is no such user.")
+    return found
+
+
+class Package(Output, frozen=True):
+    id: int
+    trans_type: Source
+    initial: int
+    remaining: int
+    frozen: int
+    used: int
+    expired: int
+    refunded: int
+    created_at: datetime
+    expires_at: datetime | None
+    spendable_until: datetime | None
+
+
+def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Package]:
+    """A user's packages, newest first."""
+    found = many(db, Package, """
+        SELECT id, trans_type, initial, remaining, frozen, used, expired, refunded, created_at, expires_at,
+               spendable_until_at AS spendable_until
+        FROM credit_packages WHERE user_id = :user_id AND id < :before ORDER BY id DESC LIMIT :limit + 1
+    """, user_id=user_id, before=read_cursor(cursor, int) if cursor else 2**62, limit=limit)
+    return cut(found, limit, lambda package: package.id)
+
+
+class Movement(Output, frozen=True):
+    """One line of a user's history, as people understand it."""
+
+    id: int
+    trans_type: TransType
+    credits: int  # with its sign
+    balance_after: int
+    video_uuid: str | None
+    state: Literal["frozen", "settled", "released"] | None  # what became of credits that a video froze
+    note: str
+    created_at: datetime
+
+
+def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Movement]:
+    """What changed a user's credits, newest first.  A hold is one line, from however many packages it drew;
+    its settling is the hold's state and no line, because it changes nothing that remains."""
+    found = many(db, Movement, """
+        SELECT t.id, t.trans_type, t.balance_after, h.video_id AS video_uuid, t.note, t.created_at,
+               CASE WHEN t.kind = 'freeze' THEN h.state END AS state,
+               coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
+        FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
+        WHERE t.user_id = :user_id AND t.id < :before AND t.kind <> 'settle'
+          AND (t.hold_id IS NULL OR t.id = (SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
+        ORDER BY t.id DESC LIMIT :limit + 1
+    """, user_id=user_id, before=read_cursor(cursor, int) if cursor else 2**62, limit=limit)
+    return cut(found, limit, lambda movement: movement.id)
+
+
+class Proof(Output, frozen=True):
+    """What a replay of the journal found."""
+
+    valid: bool
+    transactions: int  # rows replayed
+    head_id: int
+    head_hash: str
+    faults: list[str]
+
+
+JOURNAL = """
+    SELECT id, user_id, package_id, hold_id, kind, trans_type, credits, balance_after, note, created_at, hash
+    FROM credit_transactions
+"""
+
+
+def proof(db: Db, *, user_id: str) -> Proof:
+    """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
+    faults, remaining, count = [], 0, 0
+    for *row, hash in db.execute(JOURNAL + "WHERE user_id = ? ORDER BY id", [user_id]):
+        before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=row[0] - 1) or NO_HASH
+        remaining += EFFECT[row[4]] * row[6]
+        faults += row_faults(tuple(row), hash, before, remaining)
+        count += 1
+    faults += [f"{what} {id} does not add up" for what, id in db.execute(
+        "SELECT what, id FROM discrepancies WHERE user_id = ?", [user_id])]  # fmt: skip
+    return proof_of(db, faults, count)
+
+
+def audit(db: Db) -> Proof:
+    """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
+    faults, remaining, before, count = [], dict[str, int](), NO_HASH, 0
+    for *row, hash in db.execute(JOURNAL + "ORDER BY id"):
+        count += 1
+        if row[0] != count:
+            faults.append(f"transaction {count} is missing")
+            break
+        remaining[row[1]] = remaining.get(row[1], 0) + EFFECT[row[4]] * row[6]
+        faults += row_faults(tuple(row), hash, before, remaining[row[1]])
+        before = hash
+    faults += [f"{what} {id} does not add up" for what, id in db.execute("SELECT what, id FROM discrepancies LIMIT 100")]
+    return proof_of(db, faults, count)
+
+
+def row_faults(row: tuple[Any, ...], hash: str, before: str, remaining: int) -> list[str]:
+    found = []
+    if hash != chain(before, row):
+        found.append(f"transaction {row[0]} was changed after it was written")
+    if row[7] != remaining:
+        found.append(f"transaction {row[0]} says that {row[7]} credits remained, and it was {remaining}")
+    return found
+
+
+def proof_of(db: Db, faults: list[str], count: int) -> Proof:
+    head = db.execute("SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1").fetchone() or (0, NO_HASH)
+    return Proof(not faults, count, head[0], head[1], faults[:100])
+
+
+# ---------------------------------------------------------------------------
+# 6  Accounts
+# ---------------------------------------------------------------------------
+# Who is who.  Secrets are made by the caller and kept here as digests only.
+
+SESSION_LIFE = 30 * DAY
+KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
+FREE_FAILURES = {"account": 5, "address": 20}  # wrong passwords before the waiting starts
+LONGEST_WAIT = 15 * MINUTE
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking."""
+
+    user_id: str
+    is_admin: bool
+    api_key_id: str | None = None
+    until_at: int | None = None  # the session or key ends then
+    last_used_at: int | None = None
+
+
+class User(Output, frozen=True):
+    id: str
+    email: str
+    is_admin: bool
+    has_password: bool
+    plan: str | None
+    created_at: datetime
+
+
+USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
+
+
+def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int) -> User:
+    """Make an account and give its welcome credits.  Raises EmailTaken."""
+    id = new_id("usr")
+    added = run(db, """
+        INSERT INTO users (id, email, password_hash, is_admin, created_at)
+        VALUES (:id, :email, :password_hash, :is_admin, :now) ON CONFLICT (email) DO NOTHING
+    """, id=id, email=email, password_hash=password_hash, is_admin=is_admin, now=now)
+    if not added:
+        raise EmailTaken
+    if rules.gift:
+        grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
+              expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
+    return get_user(db, user_id=id)
+
+
+def get_user(db: Db, *, user_id: str) -> User:
+    found = one(db, User, USER + " WHERE id = :id", id=user_id)
+    if found is None:
+        raise NotFound("There is no such user.")
+    return found
+
+
+def user_by_email(db: Db, *, email: str) -> User:
+    found = one(db, User, USER + " WHERE email = :email", email=email)
+    if found is None:
+        raise NotFound(f"There is no account {email}.")
+    return found
+
+
+def has_admin(db: Db) -> bool:
+    return bool(value(db, "SELECT EXISTS (SELECT 1 FROM users WHERE is_admin = 1)"))
+
+
+def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str, key: "NewKey | None",
+           rules: CreditRules, now: int) -> User:  # fmt: skip
+    """Make the first administrator, once.  Raises LinkExpired when there is one."""
+    if has_admin(db):
+        raise LinkExpired("There is an administrator already.")
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
+    start_session(db, user_id=user.id, digest=session_digest, now=now)
+    if key:
+        add_key(db, user_id=user.id, key=key, now=now)
+    return user
+
+
+def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
+            rules: CreditRules, now: int) -> User:  # fmt: skip
+    """Make an account and sign it in; with an invitation, use that up."""
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now)
+    if invite_digest is not None and not run(db, """
+        UPDATE invites SET user_id = :user_id WHERE digest = :digest AND user_id IS NULL AND expires_at > :now
+    """, user_id=user.id, digest=invite_digest, now=now):  # fmt: skip
+        raise SignUpClosed("That invitation was used, or is too old, or never was.")
+    start_session(db, user_id=user.id, digest=session_digest, now=now)
+    return user
+
+
+def add_invite(db: Db, *, digest: str, expires_at: int, now: int) -> None:
+    run(db, "INSERT INTO invites (digest, created_at, expires_at) VALUES (:digest, :now, :expires_at)",
+        digest=digest, expires_at=expires_at, now=now)  # fmt: skip
+
+
+class Credential(msgspec.Struct, frozen=True):
+    user_id: str
+    password_hash: str | None
+
+
+def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> Credential | None:
+    """Count the attempt before the password is looked at, so that guesses at the same time count too.
+    Raises TooManyAttempts with the seconds to wait."""
+    for kind, subject in (("account", account), ("address", address)):
+        count_attempt(db, subject=f"{kind}:{subject}", free=FREE_FAILURES[kind], now=now)
+    return one(db, Credential, "SELECT id AS user_id, password_hash FROM users WHERE email = :email", email=email)
+
+
+def count_attempt(db: Db, *, subject: str, free: int, now: int) -> None:
+    blocked_until, failures = db.execute(
+        "SELECT blocked_until_at, failures FROM sign_in_failures WHERE subject = ?", [subject]).fetchone() or (0, 0)  # fmt: skip
+    if blocked_until > now:
+        wait_s = math.ceil((blocked_until - now) / SECOND)
+        raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
+    wait = 0 if failures + 1 < free else min(SECOND * 2 ** min(failures + 1 - free, 20), LONGEST_WAIT)
+    run(db, """
+        INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at) VALUES (:subject, 1, :until, :now)
+        ON CONFLICT (subject) DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
+    """, subject=subject, until=now + wait, now=now)
+
+
+def finish_sign_in(db: Db, *, user_id: str, account: str, address: str, session_digest: str, now: int) -> None:
+    """The password was right: forget the attempt, and give the browser a session of its own.  The address is
+    given back one attempt, not all: signing in to one's own account must not buy guesses at others'."""
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject", subject=f"account:{account}")
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject AND failures = 1", subject=f"address:{address}")
+    run(db, "UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :subject",
+        subject=f"address:{address}")  # fmt: skip
+    start_session(db, user_id=user_id, digest=session_digest, now=now)
+
+
+def start_session(db: Db, *, user_id: str, digest: str, now: int) -> None:
+    run(db, "INSERT INTO sessions (digest, user_id, created_at, expires_at) VALUES (:digest, :user_id, :now, :end)",
+        digest=digest, user_id=user_id, now=now, end=now + SESSION_LIFE)  # fmt: skip
+
+
+def end_session(db: Db, *, digest: str) -> None:
+    run(db, "DELETE FROM sessions WHERE digest = :digest", digest=digest)
+
+
+def set_password(db: Db, *, user_id: str, password_hash: str, session_digest: str | None, now: int) -> None:
+    """Change the password, sign out everywhere, and start anew here (with a session_digest)."""
+    run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
+    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user_id)
+    if session_digest:
+        start_session(db, user_id=user_id, digest=session_digest, now=now)
+
+
+def rehash_password(db: Db, *, user_id: str, password_hash: str) -> None:
+    run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
+
+
+def find_session(db: Db, *, digest: str, now: int) -> Principal | None:
+    return one(db, Principal, """
+        SELECT u.id AS user_id, u.is_admin, s.expires_at AS until_at
+        FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.digest = :digest AND s.expires_at > :now
+    """, digest=digest, now=now)
+
+
+def find_key(db: Db, *, digest: str, now: int) -> Principal | None:
+    return one(db, Principal, """
+        SELECT u.id AS user_id, u.is_admin, k.id AS api_key_id, k.expires_at AS until_at, k.last_used_at
+        FROM api_keys k JOIN users u ON u.id = k.user_id
+        WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :now)
+    """, digest=digest, now=now)
+
+
+def find_operator(db: Db) -> Principal:
+    """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
+    found = one(db, Principal, """
+        SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1
+    """)
+    return found or Principal(user_id="", is_admin=True)
+
+
+def touch_key(db: Db, *, id: str, now: int) -> None:
+    run(db, "UPDATE api_keys SET last_used_at = :now WHERE id = :id", id=id, now=now)
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    digest: str
+    hint: str
+    name: str
+    credit_limit: int | None = None
+    expires_at: int | None = None
+
+
+class ApiKey(Output, frozen=True):
+    id: str
+    name: str
+    hint: str
+    credit_limit: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+def new_api_key() -> str:
+    """vf_, 256 random bits, and a checksum by which scanners and typing errors are told from keys."""
+    body = base62(secrets.randbits(256), 43)
+    return f"vf_{body}{checksum(body)}"
+
+
+def is_api_key(text: str) -> bool:
+    return len(text) == 52 and text.startswith("vf_") and hmac.compare_digest(text[-6:].encode(), checksum(text[3:-6]).encode())
+
+
+def checksum(body: str) -> str:
+    return base62(binascii.crc32(body.encode()), 6)
+
+
+def base62(number: int, length: int) -> str:
+    digits = []
+    for _ in range(length):
+        number, rest = divmod(number, 62)
+        digits.append(BASE62[rest])
+    return "".join(reversed(digits))
+
+
+def prepare_key(key: str, *, name: str, credit_limit: int | None = None, expires_at: int | None = None) -> NewKey:
+    return NewKey(digest(key), key[-4:], name, credit_limit, expires_at)
+
+
+API_KEY = "SELECT id, name, hint, credit_limit, created_at, expires_at, last_used_at FROM api_keys"
+KEYS_MAX = 100  # unrevoked keys of a user
+
+
+def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
+    if value(db, "SELECT count(*) FROM api_keys WHERE user_id = :id AND revoked_at IS NULL", id=user_id) >= KEYS_MAX:
+        raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
+    id = new_id("key")
+    run(db, """
+        INSERT INTO api_keys (id, user_id, digest, name, hint, credit_limit, created_at, expires_at)
+        VALUES (:id, :user_id, :digest, :name, :hint, :credit_limit, :now, :expires_at)
+    """, id=id, user_id=user_id, digest=key.digest, name=key.name, hint=key.hint, credit_limit=key.credit_limit,
+        now=now, expires_at=key.expires_at)  # fmt: skip
+    return many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0]
+
+
+def list_keys(db: Db, *, user_id: str) -> list[ApiKey]:
+    return many(db, ApiKey, API_KEY + " WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id", id=user_id)
+
+
+def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
+    """End a key at once.  Raises NotFound."""
+    if not run(db, "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL",
+               id=id, user_id=user_id, now=now):  # fmt: skip
+        raise NotFound("There is no such key.")
+
+
+def forget_old(db: Db, *, now: int) -> None:
+    """Delete what schema.sql says is deleted in time."""
+    run(db, "DELETE FROM sessions WHERE expires_at <= :now", now=now)
+    run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
+    run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
+    run(db, "DELETE FROM events WHERE id < (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1)",
+        week_ago=now - 7 * DAY)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------
+# 7  Videos
+# ---------------------------------------------------------------------------
+# The life of one video, each step a transaction that may be repeated:
+#
+#   request --> PENDING --submit--> GENERATING --result--> UPLOADING --stored--> COMPLETED (settle)
+#                  |                    |                      |
+#                  +------ refused, timed out, cancelled ------+--> FAILED (release; retry while the result lives)
+#
+# due_at is how work is asked for: a step that is done says when the next is due, and NULL says never.
+
+Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
+UNFINISHED = "('PENDING', 'GENERATING', 'UPLOADING')"
+
+
+class Failure(Output, frozen=True):
+    code: str
+    message: str
+
+
+class Video(Output, frozen=True):
+    """A video as its owner sees it."""
+
+    video_uuid: str
+    status: Status
+    model: str
+    prompt: str
+    negative_prompt: str
+    duration: int  # seconds
+    aspect_ratio: str
+    quality: str
+    seed: int
+    credits_used: int  # frozen while it is made, spent when it is COMPLETED, given back when it FAILED
+    progress: int  # 0 to 100
+    created_at: datetime
+    finished_at: datetime | None = None
+    width: int | None = None
+    height: int | None = None
+    duration_ms: int | None = None
+    size_bytes: int | None = None
+    error: Failure | None = None
+    video_url: str | None = None  # from the database: the storage key; to people: a link that ends
+    poster_url: str | None = None
+
+
+VIDEO = """
+    SELECT id AS video_uuid, status, model, prompt, negative_prompt, duration, aspect_ratio, quality, seed,
+           credits AS credits_used, progress, created_at, finished_at, width, height, duration_ms, size_bytes,
+           iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
+           storage_key AS video_url, poster_key AS poster_url
+    FROM videos
+"""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A video as the worker sees it."""
+
+    id: str
+    user_id: str
+    model: str
+    provider: str
+    prompt: str
+    negative_prompt: str
+    duration: int
+    aspect_ratio: str
+    quality: str
+    seed: int
+    images: list[str]
+    status: Status
+    attempt: int
+    tries: int
+    progress: int
+    deadline_at: int
+    submitted_at: int | None
+    ref: str | None
+    original_url: str | None
+    storage_key: str | None
+    poster_key: str | None
+    deleted_at: int | None
+
+
+JOB = f"SELECT {', '.join(Job.__struct_fields__)} FROM videos"  # noqa: S608
+
+
+class Once(msgspec.Struct, frozen=True):
+    """An Idempotency-Key, and a digest of the request that it came with."""
+
+    key: str
+    fingerprint: str
+
+
+def earlier_answer(db: Db, *, user_id: str, once: Once | None) -> bytes | None:
+    """What the key was answered before.  Raises KeyReused when it came with another request."""
+    found = once and db.execute(
+        "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?", [user_id, once.key]).fetchone()  # fmt: skip
+    if not (once and found):
+        return None
+    if found[0] != once.fingerprint:
+        raise KeyReused
+    return str(found[1]).encode()
+
+
+def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Video, now: int) -> bytes:
+    text = as_json(answer)
+    if once:
+        run(db, """
+            INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)
+            VALUES (:user_id, :key, :fingerprint, :answer, :now)
+        """, user_id=user_id, key=once.key, fingerprint=once.fingerprint, answer=text, now=now)
+    return text.encode()
+
+
+def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, once: Once | None,
+                  max_running: int, timeout: int, now: int) -> bytes:  # fmt: skip
+    """Take an order: the limit, the credits, the video, the key and the event, or none of them.
+    Returns the video as JSON.  Raises TooManyRunning, InsufficientCredits, ImageRequired, KeyReused."""
+    if earlier := earlier_answer(db, user_id=user_id, once=once):
+        return earlier
+    check_running(db, user_id=user_id, max_running=max_running)
+    for key in order.images:
+        if not value(db, "SELECT 1 FROM uploads WHERE key = :key AND user_id = :user_id", key=key, user_id=user_id):
+            raise ImageRequired("There is no such image of yours; upload it first.", field="imageUrl")
+    run(db, """
+        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio, quality, seed,
+                            images, credits, due_at, deadline_at, created_at)
+        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio, :quality, :seed,
+                :images, :credits, :now, :deadline, :now)
+    """, id=id, user_id=user_id, model=order.model, provider=order.provider, prompt=order.prompt,
+        negative_prompt=order.negative_prompt, duration=order.duration, aspect_ratio=order.aspect_ratio,
+        quality=order.quality, seed=order.seed, images=as_json(order.images), credits=order.credits, now=now,
+        deadline=now + timeout)  # fmt: skip
+    freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
+           catalog_version=order.catalog_version, now=now)  # fmt: skip
+    announce(db, id=id, user_id=user_id, status="PENDING", progress=0, now=now)
+    video = Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration, order.aspect_ratio,
+                  order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
+    return keep_answer(db, user_id=user_id, once=once, answer=video, now=now)
+
+
+def check_running(db: Db, *, user_id: str, max_running: int) -> None:
+    running = value(db, "SELECT count(*) FROM videos WHERE user_id = :user_id AND finished_at IS NULL", user_id=user_id)
+    if running >= max_running:
+        raise TooManyRunning(f"You have {running} videos being made; {max_running} is the most at once.", limit=max_running)
+
+
+def announce(db: Db, *, id: str, user_id: str, status: Status, progress: int, now: int) -> None:
+    tell(db, user_id=user_id, type=f"video.{status.lower()}",
+         data={"videoUuid": id, "status": status, "progress": progress}, now=now)  # fmt: skip
+
+
+def get_video(db: Db, *, user_id: str, id: str) -> Video:
+    found = one(db, Video, VIDEO + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id, user_id=user_id)
+    if found is None:
+        raise VideoNotFound
+    return found
+
+
+def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> Page[Video]:
+    """A user's videos, newest first; the cursor holds time and id, because two may share a time."""
+    at, id = read_cursor(cursor, tuple[int, str]) if cursor else (2**62, "")
+    found = many(db, Video, VIDEO + """
+        WHERE user_id = :user_id AND deleted_at IS NULL AND (created_at, id) < (:at, :id)
+          AND (:status IS NULL OR status = :status)
+        ORDER BY created_at DESC, id DESC LIMIT :limit + 1
+    """, user_id=user_id, at=at, id=id, status=status, limit=limit)
+    return cut(found, limit, lambda video: [round(video.created_at.timestamp() * 1000), video.video_uuid])
+
+
+def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
+    return many(db, Job, JOB + " WHERE due_at <= :now ORDER BY due_at LIMIT :limit", now=now, limit=limit)
+
+
+def next_due(db: Db, *, after: int) -> int | None:
+    """When the worker has something to do next, milliseconds."""
+    at: int | None = value(db, "SELECT min(due_at) FROM videos WHERE due_at > :after", after=after)
+    return at
+
+
+def step_video(db: Db, job: Job, sets: str, *, now: int, **params: Any) -> bool:
+    """Change a video only if nobody has since the job was read.  False: somebody has, and the step is void."""
+    return bool(run(db, f"""
+        UPDATE videos SET {sets} WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
+    """, id=job.id, was=job.status, attempt=job.attempt, now=now, **params))  # noqa: S608
+
+
+def intend_submit(db: Db, *, job: Job, now: int) -> bool:
+    """Write down that the provider is about to be called: after a crash the answer is unknown, not absent."""
+    return step_video(db, job, "submitted_at = :now, due_at = deadline_at", now=now)
+
+
+def unsubmit(db: Db, *, job: Job, due_at: int, now: int) -> None:
+    """The provider surely took nothing: forget the intent, and try again later."""
+    step_video(db, job, "submitted_at = NULL, tries = tries + 1, due_at = :due_at", due_at=due_at, now=now)
+
+
+def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> bool:
+    """The provider took it.  The ref is kept whatever else happened, so that a cancelled video is cancelled there."""
+    if step_video(db, job, "status = 'GENERATING', ref = :ref, tries = 0, due_at = :due_at", ref=ref, due_at=due_at, now=now):
+        announce(db, id=job.id, user_id=job.user_id, status="GENERATING", progress=0, now=now)
+        return True
+    run(db, "UPDATE videos SET ref = :ref, due_at = :now WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL",
+        ref=ref, now=now, id=job.id)  # fmt: skip
+    return False
+
+
+def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> None:
+    """Still being made.  Asking again waits longer each time, until something moves."""
+    moved = progress > job.progress
+    changed = step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at", progress=progress,
+                         tries=0 if moved else job.tries + 1, due_at=due_at, now=now)  # fmt: skip
+    if changed and moved:
+        announce(db, id=job.id, user_id=job.user_id, status=job.status, progress=progress, now=now)
+
+
+def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
+    """The provider is done; its result has to be fetched while it lives."""
+    if step_video(db, job, """
+        status = 'UPLOADING', progress = 100, tries = 0, due_at = :now, original_url = :url, original_until_at = :until_at
+    """, url=original_url, until_at=until_at, now=now):  # fmt: skip
+        announce(db, id=job.id, user_id=job.user_id, status="UPLOADING", progress=100, now=now)
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A result that is in storage."""
+
+    storage_key: str
+    poster_key: str
+    width: int
+    height: int
+    duration_ms: int
+    size_bytes: int
+
+
+def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
+    """The video is stored: say so and spend its credits, or neither.  False: it was cancelled meanwhile."""
+    if not step_video(db, job, """
+        status = 'COMPLETED', due_at = NULL, finished_at = :now, storage_key = :storage_key, poster_key = :poster_key,
+        width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
+    """, now=now, **msgspec.structs.asdict(stored)):  # fmt: skip
+        return False
+    settled = settle(db, video_id=job.id, now=now)
+    assert settled, "a video is never delivered free"
+    announce(db, id=job.id, user_id=job.user_id, status="COMPLETED", progress=100, now=now)
+    return True
+
+
+def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False) -> None:
+    """The video will not be made: say why and give its credits back.  With abandon the provider may still be
+    at it, and the worker is asked to stop it there."""
+    if step_video(db, job, """
+        status = 'FAILED', finished_at = :now, due_at = :due_at, error_code = :code, error_message = :message
+    """, now=now, due_at=now if abandon and job.ref else None, code=problem.code, message=problem.message[:1000]):  # fmt: skip
+        release(db, video_id=job.id, now=now)
+        announce(db, id=job.id, user_id=job.user_id, status="FAILED", progress=job.progress, now=now)
+
+
+def find_job(db: Db, *, user_id: str, id: str) -> Job:
+    found = one(db, Job, JOB + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id, user_id=user_id)
+    if found is None:
+        raise VideoNotFound
+    return found
+
+
+def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
+    """Give up on a video; its credits go back.  The worker tells the provider.  Raises AlreadyFinished."""
+    job = find_job(db, user_id=user_id, id=id)
+    video = get_video(db, user_id=user_id, id=id)
+    if job.status == "FAILED" and video.error and video.error.code == Cancelled.code:
+        return video
+    if job.status in ("COMPLETED", "FAILED"):
+        raise AlreadyFinished(f"The video is {job.status} already.", status=job.status)
+    fail(db, job=job, problem=Cancelled(), now=now, abandon=True)
+    return get_video(db, user_id=user_id, id=id)
+
+
+def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
+    """Take a video away, cancelling it first if it is being made.  The worker removes its files."""
+    job = find_job(db, user_id=user_id, id=id)
+    if job.status not in ("COMPLETED", "FAILED"):
+        fail(db, job=job, problem=Cancelled(), now=now)
+    run(db, "UPDATE videos SET deleted_at = :now, due_at = :now WHERE id = :id", now=now, id=id)
+    tell(db, user_id=user_id, type="video.deleted", data={"videoUuid": id}, now=now)
+
+
+def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: Once | None, max_running: int,
+                catalog_version: str, now: int) -> bytes:  # fmt: skip
+    """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
+    InsufficientCredits: what was given back must be paid again."""
+    if earlier := earlier_answer(db, user_id=user_id, once=once):
+        return earlier
+    job = find_job(db, user_id=user_id, id=id)
+    credits, until_at = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
+    if job.status != "FAILED" or job.original_url is None:
+        raise RetryNotAvailable
+    if until_at is not None and until_at <= now:
+        raise OriginalExpired
+    check_running(db, user_id=user_id, max_running=max_running)
+    freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id, credits=credits,
+           catalog_version=catalog_version, now=now)  # fmt: skip
+    step_video(db, job, """
+        status = 'UPLOADING', attempt = attempt + 1, tries = 0, due_at = :now, finished_at = NULL,
+        error_code = NULL, error_message = NULL
+    """, now=now)
+    announce(db, id=id, user_id=user_id, status="UPLOADING", progress=job.progress, now=now)
+    return keep_answer(db, user_id=user_id, once=once, answer=get_video(db, user_id=user_id, id=id), now=now)
+
+
+def wake_job(db: Db, *, id: str, now: int) -> None:
+    """Somebody says that a video has news: look at it now.  All a callback ever writes."""
+    run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now", id=id, now=now)
+
+
+def finish_aftercare(db: Db, *, job: Job, now: int) -> None:
+    """What is left to do for a finished video is done."""
+    run(db, """
+        UPDATE videos SET due_at = NULL, storage_key = iif(deleted_at IS NULL, storage_key, NULL),
+                          poster_key = iif(deleted_at IS NULL, poster_key, NULL)
+        WHERE id = :id AND attempt = :attempt AND finished_at IS NOT NULL AND deleted_at IS :deleted_at
+    """, id=job.id, attempt=job.attempt, deleted_at=job.deleted_at)
+
+
+def postpone(db: Db, *, job: Job, due_at: int, now: int) -> None:
+    run(db, "UPDATE videos SET tries = tries + 1, due_at = :due_at WHERE id = :id AND status = :status AND attempt = :attempt",
+        id=job.id, status=job.status, attempt=job.attempt, due_at=due_at)  # fmt: skip
+
+
+class Upload(Output, frozen=True):
+    key: str
+    url: str
+
+
+def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
+    run(db, """
+        INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at) VALUES (:key, :user_id, :type, :size, :now)
+    """, key=key, user_id=user_id, type=media_type, size=size_bytes, now=now)
+
+
+class Event(msgspec.Struct, frozen=True):
+    id: int
+    type: str
+    data: str  # JSON
+
+
+def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[Event]:
+    return many(db, Event, """
+        SELECT id, type, data FROM events WHERE user_id = :user_id AND id > :after ORDER BY id LIMIT :limit
+    """, user_id=user_id, after=after, limit=limit)
+
+
+def last_event(db: Db) -> int:
+    return int(value(db, "SELECT coalesce(max(id), 0) FROM events"))
+
+
+class Quote(Output, frozen=True):
+    """What an order would cost, and from where it would be paid; nothing is ordered."""
+
+    credits: int
+    available: int
+    sufficient: bool
+    draws: list[Draw]
+    model: str
+    duration: int
+    aspect_ratio: str
+    quality: str
+    catalog_version: str
+
+
+def quote_video(db: Db, *, user_id: str, order: Order, now: int) -> Quote:
+    packages = spendable(db, user_id=user_id, now=now)
+    available = sum(package.remaining for package in packages)
+    enough = available >= order.credits
+    return Quote(order.credits, available, enough, draw(packages, order.credits) if enough else [], order.model,
+                 order.duration, order.aspect_ratio, order.quality, order.catalog_version)  # fmt: skip
+
+
+class Hold(Output, frozen=True):
+    attempt: int
+    credits: int
+    state: Literal["frozen", "settled", "released"]
+    catalog_version: str
+    api_key_id: str | None
+    created_at: datetime
+    resolved_at: datetime | None
+    draws: list[Draw]
+
+
+class JournalRow(Output, frozen=True):
+    id: int
+    kind: Kind
+    package_id: int
+    credits: int
+    created_at: datetime
+    hash: str
+
+
+class Receipt(Output, frozen=True):
+    """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
+
+    video_uuid: str
+    status: Status
+    model: str
+    duration: int
+    quality: str
+    credits_charged: int
+    error: Failure | None
+    holds: list[Hold]
+    transactions: list[JournalRow]
+
+
+def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
+    video = get_video(db, user_id=user_id, id=id)
+    holds = many(db, Hold, """
+        SELECT attempt, credits, state, catalog_version, api_key_id, created_at, resolved_at,
+               (SELECT json_group_array(json_object('packageId', t.package_id, 'credits', t.credits,
+                        'expiresAt', strftime('%Y-%m-%dT%H:%M:%SZ', p.expires_at / 1000, 'unixepoch')))
+                FROM credit_transactions t JOIN credit_packages p ON p.id = t.package_id
+                WHERE t.hold_id = h.id AND t.kind = 'freeze') AS draws
+        FROM credit_holds h WHERE video_id = :id ORDER BY attempt
+    """, id=id)
+    rows = many(db, JournalRow, """
+        SELECT t.id, t.kind, t.package_id, t.credits, t.created_at, t.hash
+        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id WHERE h.video_id = :id ORDER BY t.id
+    """, id=id)
+    charged = sum(hold.credits for hold in holds if hold.state == "settled")
+    return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged, video.error, holds, rows)
+
+
+# ---------------------------------------------------------------------------
+# 8  Media
+# ---------------------------------------------------------------------------
+# What people and providers send is opened before it is believed.
+
+PIXELS_MAX = 40_000_000  # of an image, checked before it is decoded
+IMAGE_TYPES = {"JPEG": ("image/jpeg", "jpg"), "PNG": ("image/png", "png"), "WEBP": ("image/webp", "webp"), "GIF": ("image/gif", "gif")}
+CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open other files), no stills
+
+
+class NotAVideo(Exception):
+    """The text says what is wrong with it."""
+
+
+class Media(msgspec.Struct, frozen=True):
+    """What a video file holds: pixels, milliseconds, codec name, bytes."""
+
+    width: int
+    height: int
+    duration_ms: int
+    codec: str
+    size_bytes: int
+
+
+@contextlib.contextmanager
+def open_image(content: bytes) -> Iterator[Image.Image]:
+    """The picture in some bytes.  Raises NotAnImage, also for whatever goes wrong while it is used."""
+    try:
+        with Image.open(io.BytesIO(content), formats=tuple(IMAGE_TYPES)) as image:
+            if image.width * image.height > PIXELS_MAX:
+                raise NotAnImage("The image is larger than 40 megapixels.")
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise NotAnImage from None
+
+
+def examine_image(content: bytes) -> tuple[str, str]:
+    """Media type and file ending of an image, by what it is and not by what it is called.  Raises NotAnImage."""
+    with open_image(content) as image:
+        image.load()
+        return IMAGE_TYPES[str(image.format)]
+
+
+def open_still(content: bytes, enough: int) -> Image.Image:
+    """The upright RGB picture, scaled down to at most `enough` pixels a side.  Raises NotAnImage."""
+    with open_image(content) as image:
+        image.thumbnail((enough, enough))  # before any copy: 40 megapixels are 160 MB each
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+    ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
+    return Image.alpha_composite(ground, upright).convert("RGB")
+
+
+def open_video(path: Path) -> InputContainer:
+    """The file at `path`, opened by a demuxer of moving pictures only."""
+    return av.open(str(path), "r", options={"format_whitelist": CONTAINERS})
+
+
+def moving_stream(container: InputContainer) -> VideoStream:
+    """The first stream that is a video rather than cover art."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise NotAVideo("it has no video in it")
+
+
+def video_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds of video."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if container.duration:
+        return container.duration / av.time_base
+    raise NotAVideo("it does not say how long it is")
+
+
+def check_end(container: InputContainer, stream: VideoStream, seconds: float) -> None:
+    """Read the last packets: a download that was cut short opens and plays, but stops early."""
+    container.seek(max(0, int((seconds - 0.1) * av.time_base)))
+    end = 0.0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise NotAVideo("it is damaged")
+        if packet.pts is not None and packet.time_base:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if end < seconds - 1:
+        raise NotAVideo("it ends too early")
+
+
+def probe(path: Path) -> Media:
+    """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
+    try:
+        with open_video(path) as container:
+            stream = moving_stream(container)
+            frame = next(container.decode(stream), None)
+            if frame is None:
+                raise NotAVideo("it has no frames")
+            seconds = video_seconds(container, stream)
+            check_end(container, stream, seconds)
+            codec = stream.codec_context.name
+            return Media(frame.width, frame.height, round(seconds * 1000), codec, path.stat().st_size)
+    except (av.error.FFmpegError, OSError) as error:
+        raise NotAVideo("it cannot be read as a video") from error
+
+
+def write_poster(path: Path, target: Path) -> None:
+    """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
+    try:
+        with open_video(path) as container:
+            picture = frame_a_third_in(container).to_image()  # type: ignore[no-untyped-call]
+    except av.error.FFmpegError as error:
+        raise NotAVideo("it cannot be read as a video") from error
+    picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    picture.save(target, "JPEG", quality=82, progressive=True)
+
+
+def frame_a_third_in(container: InputContainer) -> VideoFrame:
+    """The frame a third in, else the first."""
+    stream = moving_stream(container)
+    first = next(container.decode(stream), None)
+    if first is None:
+        raise NotAVideo("it has no frames")
+    at = video_seconds(container, stream) / 3
+    try:
+        container.seek(int(at * av.time_base))
+        return next((frame for frame in container.decode(stream) if (frame.time or 0.0) >= at), first)
+    except av.error.FFmpegError:
+        return first  # a file that cannot be searched still has a first frame
+
+
+# ---------------------------------------------------------------------------
+# 9  Preview
+# ---------------------------------------------------------------------------
+# A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
+# in the picture and in the file that no AI made it.
+
+Colour = tuple[int, int, int]
+Size = tuple[int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Painter = Callable[[float], Image.Image]  # progress 0..1 -> one RGB picture of the frame's size
+
+FPS = 24
+REPORTS = 20  # progress reports per render
+FIELD = 96  # pixels on the longer side of the small picture that is scaled up: soft, and cheap
+OVERSCAN = 1.2  # how much larger than the frame a still is kept, so that a zoom never enlarges it
+NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
+BLOBS = (  # palette index, half length and half breadth in longer sides of the frame
+    (1, 1.1, 0.70), (2, 1.0, 0.50), (2, 0.9, 0.42), (3, 0.9, 0.36),
+    (0, 0.9, 0.40), (3, 0.7, 0.26), (4, 0.6, 0.20), (4, 0.5, 0.17),
+)  # fmt: skip
+DASHES = str.maketrans("\u2010\u2011\u2013\u2014", "----")  # the built-in font has only the plain one
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A soft light on an elliptic orbit; lengths in longer sides of the frame, angles in radians."""
+
+    colour: Colour
+    home: tuple[float, float]
+    radii: tuple[float, float]
+    reach: tuple[float, float]
+    tilt: float
+    phase: float
+    laps: int  # whole laps per clip, so that the last frame meets the first; negative turns back
+
+    def mask(self, glow: Image.Image, size: Size, progress: float) -> Image.Image:
+        """Its light at `progress` (0..1), placed at sub-pixel precision so that slow motion never steps."""
+        angle = math.tau * self.laps * progress + self.phase
+        unit, half = max(size), glow.width / 2
+        x = (self.home[0] + self.reach[0] * math.cos(angle)) * unit
+        y = (self.home[1] + self.reach[1] * math.sin(angle)) * unit
+        tilt = self.tilt + self.reach[0] * math.sin(angle)
+        long, short = half / (self.radii[0] * unit), half / (self.radii[1] * unit)
+        a, b = math.cos(tilt) * long, math.sin(tilt) * long
+        d, e = -math.sin(tilt) * short, math.cos(tilt) * short
+        matrix = (a, b, half - a * x - b * y, d, e, half - d * x - e * y)
+        return glow.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """Something drawn once and laid over every frame."""
+
+    ink: Image.Image
+    mask: Image.Image
+    at: tuple[int, int]
+
+
+def oklch(light: float, chroma: float, hue: float) -> Colour:
+    """An sRGB colour from OKLCH (hue in degrees), where equal steps look equal and palettes stay in tune."""
+    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+    long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    middle = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    return (
+        gamma(4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short),
+        gamma(-1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short),
+        gamma(-0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short),
+    )
+
+
+def gamma(linear: float) -> int:
+    """One sRGB byte from linear light, clipped into range."""
+    linear = min(max(linear, 0.0), 1.0)
+    return round(255 * (12.92 * linear if linear < 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def palette(rng: random.Random) -> list[Colour]:
+    """Five colours from night to highlight along one arc of hues, the dark end cool: dark yellow is mud."""
+    hue, arc = rng.uniform(220, 350), rng.choice((-1, 1)) * rng.uniform(80, 140)
+    steps = ((0.16, 0.05), (0.32, 0.12), (0.48, 0.18), (0.64, 0.18), (0.82, 0.12))
+    return [oklch(light, chroma, hue + arc * place / 4) for place, (light, chroma) in enumerate(steps)]
+
+
+def make_glow() -> Image.Image:
+    """A round light, 255 in the middle and fading to 0 before the edge, where the gradient is at 178."""
+    fade = [round(255 * (0.5 + 0.5 * math.cos(math.pi * min(step / 176, 1))) ** 1.2) for step in range(256)]
+    return Image.radial_gradient("L").point(fade)
+
+
+def make_blobs(rng: random.Random, colours: list[Colour], size: Size, seconds: int) -> list[Blob]:
+    """Eight lights: dark and wide first, bright and narrow last, with night between them for depth."""
+    wide, high = size[0] / max(size), size[1] / max(size)
+    laps = max(1, round(seconds / 9))
+    reach = min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
+    return [
+        Blob(
+            colour=colours[tone],
+            home=(rng.uniform(0.05, 0.95) * wide, rng.uniform(0.05, 0.95) * high),
+            radii=(length * rng.uniform(0.9, 1.1), breadth * rng.uniform(0.85, 1.15)),
+            reach=(reach * rng.uniform(0.7, 1.0), reach * rng.uniform(0.4, 0.7)),
+            tilt=rng.uniform(0, math.pi),
+            phase=rng.uniform(0, math.tau),
+            laps=rng.choice((-laps, laps)),
+        )
+        for tone, length, breadth in BLOBS
+    ]
+
+
+def lights(rng: random.Random, size: Size, seconds: int) -> Painter:
+    """Paints drifting lights over a night gradient, small and then scaled up."""
+    small = (max(2, round(FIELD * size[0] / max(size))), max(2, round(FIELD * size[1] / max(size))))
+    colours, glow = palette(rng), make_glow()
+    blobs = make_blobs(rng, colours, size, seconds)
+    shade = Image.linear_gradient("L").resize(small)
+    night = Image.composite(Image.new("RGB", small, colours[1]), Image.new("RGB", small, colours[0]), shade)
+
+    def paint(progress: float) -> Image.Image:
+        field = night.copy()
+        for blob in blobs:
+            field.paste(blob.colour, (0, 0, *small), blob.mask(glow, small, progress))
+        return field.resize(size, Image.Resampling.BICUBIC)
+
+    return paint
+
+
+def camera(rng: random.Random, data: bytes, size: Size) -> Painter:
+    """Paints a slow pan and zoom over the still in `data`; ValueError when that is not an image."""
+    kept = (math.ceil(size[0] * OVERSCAN), math.ceil(size[1] * OVERSCAN))
+    still = ImageOps.fit(open_still(data, 2 * max(kept)), kept, Image.Resampling.LANCZOS)
+    angle, zooms = rng.uniform(0, math.tau), rng.sample((1.05, 1.16), 2)
+
+    def paint(progress: float) -> Image.Image:
+        ease = 0.5 - 0.5 * math.cos(math.pi * progress)
+        zoom = zooms[0] + (zooms[1] - zooms[0]) * ease
+        width, height = kept[0] / zoom, kept[1] / zoom
+        left = (kept[0] - width) * (0.5 + math.cos(angle) * (ease - 0.5))
+        top = (kept[1] - height) * (0.5 + math.sin(angle) * (ease - 0.5))
+        box = (left, top, left + width, top + height)  # fractions of a pixel: the motion never steps
+        return still.resize(size, Image.Resampling.HAMMING, box=box)
+
+    return paint
+
+
+def drawable(text: str, font: Font) -> bool:
+    """Whether the font has a glyph for every character, rather than a box."""
+    box = bytes(font.getmask("\uffff"))
+    return all(char == " " or bytes(font.getmask(char)) != box for char in set(text))
+
+
+def fit_text(text: str, font: Font, width: float, tail: str = "") -> str:
+    """The longest start of `text` that fits `width` pixels with `tail`, ending between words if it can."""
+    if font.getlength(text) <= width:
+        return text
+    cut = next((n for n in range(len(text), 1, -1) if font.getlength(text[:n] + tail) <= width), 1)
+    space = text.rfind(" ", 0, cut + 1)
+    short = text[: space if space > cut // 2 else cut].rstrip()
+    return short.rstrip(" ,;:-") + tail if tail else short
+
+
+def wrap_text(text: str, font: Font, width: float) -> list[str]:
+    """One line if it fits `width` pixels, else two of similar length, the second cut with an ellipsis."""
+    whole = font.getlength(text)
+    if whole <= width:
+        return [text]
+    for limit in (whole * 0.54, whole * 0.62, width):
+        first = fit_text(text, font, min(limit, width))
+        rest = text[len(first) :].lstrip()
+        second = fit_text(rest, font, min(limit, width), "\u2026")
+        if second == rest:
+            break
+    return [first, second]
+
+
+def caption(prompt: str, size: Size) -> list[Stamp]:
+    """The prompt over a fading shade along the lower edge; nothing when the font lacks one of its glyphs."""
+    pitch, text = max(12, min(size) // 22), " ".join(prompt.split())[:400].translate(DASHES)
+    font = ImageFont.load_default(pitch)
+    if not text or not drawable(text, font):
+        return []
+    lines = wrap_text(text, font, size[0] - 4 * pitch)
+    leading = round(pitch * 1.4)
+    band = (size[0], min(size[1], pitch * 5 + leading * len(lines)))
+    shade = Image.linear_gradient("L").point([round(0.6 * 255 * (s / 255) ** 1.5) for s in range(256)])
+    letters = Image.new("L", band)
+    for row, line in enumerate(reversed(lines)):
+        at = (2 * pitch, band[1] - 2 * pitch + pitch // 3 - row * leading)
+        ImageDraw.Draw(letters).text(at, line, fill=238, font=font, anchor="ls")
+    return [
+        Stamp(Image.new("RGB", band), shade.resize(band), (0, size[1] - band[1])),
+        Stamp(Image.new("RGB", band, "white"), letters, (0, size[1] - band[1])),
+    ]
+
+
+def preview_mark(size: Size) -> Stamp:
+    """The word PREVIEW in a pill in the upper right corner, so that nobody takes this for an AI result."""
+    pitch, fine = max(9, min(size) // 42), 4  # drawn four times larger: Pillow's own outlines are jagged
+    font = ImageFont.load_default(pitch * fine)
+    wide, high = round(font.getlength("PREVIEW")) + 2 * pitch * fine, 2 * pitch * fine
+    mask = Image.new("L", (wide, high))
+    pen = ImageDraw.Draw(mask)
+    pen.rounded_rectangle((0, 0, wide - 1, high - 1), high // 2, fill=140)
+    ink = Image.new("L", mask.size)
+    ImageDraw.Draw(ink).text((wide / 2, high / 2), "PREVIEW", fill=255, font=font, anchor="mm")
+    mask.paste(245, (0, 0), ink)
+    mask, ink = mask.reduce(fine), ink.reduce(fine)
+    return Stamp(Image.merge("RGB", (ink, ink, ink)), mask, (size[0] - mask.width - 2 * pitch, 2 * pitch))
+
+
+def preview_frame(picture: Image.Image, stamps: list[Stamp], index: int, convert: VideoReformatter) -> VideoFrame:
+    """One encodable frame; the colours are converted as BT.709, which is what the stream declares."""
+    for stamp in stamps:
+        picture.paste(stamp.ink, stamp.at, stamp.mask)
+    rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
+    frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
+    frame.pts, frame.time_base = index, Fraction(1, FPS)
+    return frame
+
+
+def preview_stream(out: OutputContainer, prompt: str, size: Size) -> VideoStream:
+    """The H.264 stream of a new file, and the file's tags."""
+    out.metadata.update(title=" ".join(prompt.split())[:200], comment=NOTE, artist="VideoFly local preview")
+    stream = out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20"})
+    stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+    stream.codec_context.gop_size = 2 * FPS
+    stream.thread_count = 2
+    stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # 1 is BT.709 in all three
+    stream.codec_context.colorspace = stream.codec_context.color_range = 1  # and a range of 1 is 16..235
+    return stream
+
+
+def render_preview(
+    target: Path,
+    *,
+    prompt: str,
+    seed: int,
+    seconds: int,
+    width: int,
+    height: int,
+    image: bytes | None,
+    report: Callable[[int], None],
+) -> None:
+    """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
+
+    `report` gets a percentage some twenty times; whatever it raises stops the work and leaves no file.
+    Raises ValueError for a size or an image that cannot be used, OSError when `target` cannot be written.
+    """
+    if min(seconds, width, height) < 1 or width % 2 or height % 2:
+        raise ValueError("A preview needs whole seconds and an even width and height.")
+    rng, size = random.Random(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()), (width, height)
+    paint = lights(rng, size, seconds) if image is None else camera(rng, image, size)
+    try:
+        encode_preview(target, paint, prompt, size, seconds * FPS, report)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def encode_preview(
+    target: Path, paint: Painter, prompt: str, size: Size, frames: int, report: Callable[[int], None]
+) -> None:
+    """Encode `frames` pictures, one at a time."""
+    stamps = [*caption(prompt, size), preview_mark(size)]
+    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+        stream, convert = preview_stream(out, prompt, size), VideoReformatter()
+        for index in range(frames):
+            if index * REPORTS // frames != (index - 1) * REPORTS // frames:
+                report(index * 100 // frames)
+            out.mux(stream.encode(preview_frame(paint(index / frames), stamps, index, convert)))
+        out.mux(stream.encode())
+    report(100)
+
+
+# ---------------------------------------------------------------------------
+# 10  Storage
+# ---------------------------------------------------------------------------
+# Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
+
+
+class Storage(Protocol):
+    async def put(self, key: str, file: Path, media_type: str) -> None:
+        """Take the file.  Raises StorageFailed, and then it can be put again."""
+
+    async def read(self, key: str) -> bytes: ...
+    async def delete(self, key: str) -> None: ...
+    async def check(self) -> None: ...
+    def link(self, key: str, *, base: str, now: int) -> str:
+        """An address that works for whoever has it, until it ends."""
+
+
+class FolderStorage:
+    """Files in a folder, behind links signed by ourselves."""
+
+    def __init__(self, root: Path, secret: str, link_minutes: int) -> None:
+        self.root, self.secret, self.life = root, secret, link_minutes * MINUTE
+
+    async def put(self, key: str, file: Path, media_type: str) -> None:
+        with storage_failures():
+            await asyncio.to_thread(move_durably, file, self.root / key)
+
+    async def read(self, key: str) -> bytes:
+        with storage_failures():
+            return await asyncio.to_thread((self.root / key).read_bytes)
+
+    async def delete(self, key: str) -> None:
+        with storage_failures():
+            await asyncio.to_thread((self.root / key).unlink, missing_ok=True)
+
+    async def check(self) -> None:
+        with storage_failures():
+            await asyncio.to_thread(try_folder, self.root)
+
+    def link(self, key: str, *, base: str, now: int) -> str:
+        # Rounded up, so that a page that asks again shows the same address and the browser keeps the file.
+        until = (now // self.life + 2) * self.life // SECOND
+        return f"{base}/media/{key}?until={until}&signature={self.signature(key, until)}"
+
+    def signature(self, key: str, until: int) -> str:
+        return sign(self.secret, "media", f"{key}:{until}")[:43]
+
+    def find(self, key: str, *, until: str, signature: str, now: int) -> Path:
+        """The file behind a link.  Raises LinkExpired, NotFound."""
+        if not until.isdecimal() or len(until) > 12 or int(until) * SECOND <= now:
+            raise LinkExpired
+        if not hmac.compare_digest(signature.encode(), self.signature(key, int(until)).encode()):
+            raise LinkExpired
+        if not (self.root / key).is_file():
+            raise NotFound
+        return self.root / key
+
+
+def sign(secret: str, purpose: str, text: str) -> str:
+    return hmac.new(secret.encode(), f"{purpose}:{text}".encode(), "sha256").hexdigest()
+
+
+def move_durably(file: Path, target: Path) -> None:
+    """Move within one disk, so that after a power cut the file is whole or absent."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sync(file)
+    os.replace(file, target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def try_folder(root: Path) -> None:
+    probe_file = root / ".check"
+    probe_file.write_bytes(b"ok")
+    probe_file.unlink()
+
+
+@contextlib.contextmanager
+def storage_failures() -> Iterator[None]:
+    """Whatever goes wrong with storage is a StorageFailed; the log has the cause, people have the sentence."""
+    try:
+        yield
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as failure:
+        log.warning("storage: %s", failure)
+        raise StorageFailed from failure
+    except Exception as failure:
+        if type(failure).__module__.startswith("minio"):
+            log.warning("storage: %s", failure)
+            raise StorageFailed(f"The video could not be stored: the bucket answered {getattr(failure, 'code', 'no sense')}.") from failure
+        raise
+
+
+class BucketStorage:
+    """Files in an S3 bucket, behind presigned links."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bucket, self.life = settings.s3_bucket, timedelta(minutes=settings.link_minutes)
+        self.client = bucket_client(settings, settings.s3_endpoint)
+        # A link is signed for the host that people see; signing needs no network as long as the region is given.
+        self.signer = bucket_client(settings, settings.s3_public_url or settings.s3_endpoint)
+        # Of its own: six stuck uploads in the loop's executor would stop DNS for everything else.
+        self.threads = ThreadPoolExecutor(4, thread_name_prefix="bucket")
+
+    async def _call(self, fn: Callable[..., T], *args: Any) -> T:
+        with storage_failures():
+            return await asyncio.get_running_loop().run_in_executor(self.threads, fn, *args)
+
+    async def put(self, key: str, file: Path, media_type: str) -> None:
+        await self._call(self._put, key, file, media_type)
+
+    def _put(self, key: str, file: Path, media_type: str) -> None:
+        self.client.fput_object(self.bucket, key, str(file), media_type, part_size=8 * 1024 * 1024, num_parallel_uploads=2)
+        file.unlink(missing_ok=True)
+
+    async def read(self, key: str) -> bytes:
+        return await self._call(self._read, key)
+
+    def _read(self, key: str) -> bytes:
+        with contextlib.closing(self.client.get_object(self.bucket, key)) as answer:
+            return bytes(answer.read())
+
+    async def delete(self, key: str) -> None:
+        await self._call(self.client.remove_object, self.bucket, key)
+
+    async def check(self) -> None:
+        if not await self._call(self.client.bucket_exists, self.bucket):
+            raise StorageFailed(f"There is no bucket {self.bucket}.")
+
+    def link(self, key: str, *, base: str, now: int) -> str:
+        del base, now  # the signer knows the host, and S3 the time
+        return str(self.signer.presigned_get_object(self.bucket, key, expires=self.life))
+
+
+def bucket_client(settings: Settings, endpoint: str) -> Any:
+    import minio  # takes 0.2 s, and most installations keep files in the folder
+
+    address = urlsplit(endpoint)
+    pool = urllib3.PoolManager(
+        maxsize=8,
+        timeout=urllib3.Timeout(connect=5, read=60),
+        retries=urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504]),
+    )
+    return minio.Minio(
+        address.netloc,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        region=settings.s3_region,
+        secure=address.scheme == "https",
+        http_client=pool,
+    )
+
+
+# ---------------------------------------------------------------------------
+# 11  Providers
+# ---------------------------------------------------------------------------
+# A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """How a job stands at its provider."""
+
+    state: Literal["running", "succeeded", "failed"]
+    progress: int = 0  # percent
+    url: str | None = None  # of the result, when succeeded
+    until_at: int | None = None  # the result lives until then
+    error: str | None = None
+
+
+class SubmitRefused(Exception):
+    """The provider surely took nothing.  again: the same order may be taken later."""
+
+    def __init__(self, reason: str, *, again: bool = False) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+class Provider(Protocol):
+    """Any call may raise httpx.HTTPError: nobody knows, ask again later."""
+
+    repeatable: bool  # the same order submitted twice makes one video; else a lost answer is never repeated
+    poll_s: float  # seconds between two fetches, at first
+
+    async def submit(self, job: Job) -> str:
+        """Order, and return the ref that fetch needs.  Raises SubmitRefused."""
+
+    async def fetch(self, ref: str) -> Snapshot: ...
+    async def cancel(self, ref: str) -> None: ...
+    def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]: ...
+
+
+class Render(msgspec.Struct, frozen=True):
+    """What LocalProvider's ref holds: all it takes to begin again after a restart."""
+
+    id: str
+    prompt: str
+    seed: int
+    seconds: int
+    width: int
+    height: int
+    image: str | None
+
+
+class LocalProvider:
+    """Renders previews in this process, on threads of its own, with no account anywhere."""
+
+    repeatable = True
+    poll_s = 1.0
+    life = HOUR  # how long a render is kept, milliseconds
+    renders_at_once = 2
+
+    def __init__(self, folder: Path, read: Callable[[str], Awaitable[bytes]]) -> None:
+        self.folder, self.read = folder, read
+        self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
+        self.threads = ThreadPoolExecutor(self.renders_at_once, thread_name_prefix="render")
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.progress: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        self.cancelled: set[str] = set()
+
+    async def submit(self, job: Job) -> str:
+        width, height = frame_size(job.aspect_ratio, job.quality)
+        render = Render(f"{job.id}-{job.attempt}", job.prompt, job.seed, job.duration, width, height, next(iter(job.images), None))
+        self.start(render)
+        return as_json(render)
+
+    async def fetch(self, ref: str) -> Snapshot:
+        render = msgspec.json.decode(ref, type=Render)
+        file = self.file(render.id)
+        if file.exists():
+            return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
+        if render.id in self.failed:
+            return Snapshot("failed", error=self.failed[render.id])
+        if render.id not in self.tasks:
+            self.start(render)  # the process that began it is gone
+        return Snapshot("running", self.progress.get(render.id, 0))
+
+    async def cancel(self, ref: str) -> None:
+        id = msgspec.json.decode(ref, type=Render).id
+        if id in self.tasks:
+            self.cancelled.add(id)
+        self.file(id).unlink(missing_ok=True)
+
+    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
+        file = self.file(msgspec.json.decode(ref, type=Render).id)
+        if not file.exists():
+            raise OriginalExpired
+        with file.open("rb") as result:
+            while chunk := await asyncio.to_thread(result.read, 1 << 20):
+                yield chunk
+
+    async def close(self) -> None:
+        """Stop rendering; what was begun is begun again after the next start."""
+        self.cancelled.update(self.tasks)
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.threads.shutdown()
+
+    def file(self, id: str) -> Path:
+        return self.folder / f"{id}.mp4"
+
+    def start(self, render: Render) -> None:
+        if render.id not in self.tasks:
+            self.tasks[render.id] = asyncio.create_task(self.make(render))
+
+    async def make(self, render: Render) -> None:
+        try:
+            image = await self.read(render.image) if render.image else None
+            await asyncio.get_running_loop().run_in_executor(self.threads, self.render, render, image)
+        except RenderStopped:
+            log.info("render of %s stopped", render.id)
+        except Exception as failure:
+            log.exception("render of %s", render.id)
+            self.failed[render.id] = f"The preview could not be rendered: {type(failure).__name__}."
+        finally:
+            del self.tasks[render.id]
+            self.progress.pop(render.id, None)
+            self.cancelled.discard(render.id)
+        if self.wake:
+            await self.wake(render.id[:36])
+
+    def render(self, render: Render, image: bytes | None) -> None:
+        part = self.folder / f"{render.id}.part.mp4"
+
+        def report(percent: int) -> None:
+            if render.id in self.cancelled:
+                raise RenderStopped
+            self.progress[render.id] = min(percent, 99)
+
+        report(0)
+        render_preview(part, prompt=render.prompt, seed=render.seed, seconds=render.seconds, width=render.width,
+                       height=render.height, image=image, report=report)  # fmt: skip
+        os.replace(part, self.file(render.id))
+
+
+class RenderStopped(Exception):
+    pass
+
+
+def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
+    """Width and height in pixels; quality names the shorter side.  Both even, as H.264 wants them."""
+    across, down = map(int, aspect_ratio.split(":"))
+    short = int(quality.rstrip("p")) // 2 * 2
+    long = round(short * max(across, down) / min(across, down) / 2) * 2
+    return (long, short) if across >= down else (short, long)
+
+
+# ---------------------------------------------------------------------------
+# 12  App
+# ---------------------------------------------------------------------------
+
+
+class AlreadyRunning(Exception):
+    """Another server has the data folder; url is where it listens."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"A server is running on this data folder already, at {url}")
+        self.url = url
+
+
+class Watchers:
+    """Who is waiting for news of a user.  A hint only: whoever wakes reads the events table."""
+
+    def __init__(self) -> None:
+        self._flags: dict[str, set[asyncio.Event]] = {}
+
+    def tell(self, user_id: str) -> None:
+        for flag in self._flags.get(user_id, ()):
+            flag.set()
+
+    @contextlib.contextmanager
+    def watch(self, user_id: str) -> Iterator[asyncio.Event]:
+        flag = asyncio.Event()
+        flags = self._flags.setdefault(user_id, set())
+        flags.add(flag)
+        try:
+            yield flag
+        finally:
+            flags.discard(flag)
+            if not flags:
+                self._flags.pop(user_id, None)
+
+    def tell_all(self) -> None:
+        for user_id in list(self._flags):
+            self.tell(user_id)
+
+    def count(self, user_id: str) -> int:
+        return len(self._flags.get(user_id, ()))
+
+
+class App:
+    """The running parts.  Everything that is not a value lives here, and only here."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage,
+                 providers: Mapping[str, Provider], secret: str, clock: Callable[[], float]) -> None:  # fmt: skip
+        self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
+        self.providers, self.secret, self.clock = providers, secret, clock
+        self.temporary = Path(settings.data) / "temporary"
+        self.watchers = Watchers()
+        self.work_to_do = asyncio.Event()
+        self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
+        self.beat_at: int | None = None  # when the worker last looked for work
+        self.stopping = asyncio.Event()
+        self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
+        self.hashing = 0
+        self.set_up_token: str | None = None
+        self.principals: dict[str, Principal] = {}
+        db.on_news = self.hear
+
+    def now(self) -> int:
+        return int(self.clock() * 1000)
+
+    def hear(self, news: list[News]) -> None:
+        self.work_to_do.set()
+        for user_id in {item.user_id for item in news}:
+            self.watchers.tell(user_id)
+
+    def stop(self) -> None:
+        """Let everything that waits for something else come to its end."""
+        self.stopping.set()
+        self.work_to_do.set()
+        self.watchers.tell_all()
+
+    async def change_account(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
+        """A write after which people may be somebody else: nothing remembered of them holds."""
+        try:
+            return await self.db.write(fn, **kwargs)
+        finally:
+            self.principals = {}
+
+    async def hash(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run a password function where it does not hold up the loop.  Raises Busy when many wait."""
+        if self.hashing >= HASHES_WAITING_MAX:
+            raise Busy
+        self.hashing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
+        finally:
+            self.hashing -= 1
+
+
+HASHES_WAITING_MAX = 50
+# OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
+HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+NOBODYS_HASH = "$argon2id$v=19$m=19456,t=2,p=1$8mcbJ5jx4AbqPq8sXJe1pA$ETq7wjPUzVJrNxlTZzQG4aw5IqLXlxDhkVN8IvRLCls"
+
+
+def verify_password(password_hash: str | None, password: str) -> bool:
+    """Takes as long for somebody who does not exist as for somebody who does."""
+    try:
+        return HASHER.verify(password_hash or NOBODYS_HASH, password) and password_hash is not None
+    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
+        return False
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try_folder(folder)
+    except OSError as error:
+        raise Refused(f"VIDEOFLY_DATA: {folder} cannot be written: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def lock(data: Path, settings: Settings) -> Iterator[None]:
+    """Keep a second server off the folder, and tell the command line where this one listens."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    with (data / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AlreadyRunning(file.read().strip()) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"http://{host}:{settings.port}")
+        file.flush()
+        yield
+
+
+def read_secret(path: Path) -> str:
+    """What links are signed with and the command line is known by; made once."""
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.touch(mode=0o600)
+        part.write_text(secrets.token_hex(32))
+        move_durably(part, path)
+    return path.read_text().strip()
+
+
+def catalogue_path(settings: Settings) -> Path:
+    own = Path(settings.data) / "catalog.toml"
+    return Path(settings.catalog) if settings.catalog else own if own.exists() else FILES / "catalog.toml"
+
+
+async def prepare_administrator(app: App) -> None:
+    """Make the administrator that the settings name, or a one-time token to make one."""
+    email = app.settings.admin_email
+    if email:
+        password_hash = await app.hash(HASHER.hash, app.settings.admin_password)
+        with contextlib.suppress(EmailTaken):
+            await app.db.write(add_user, email=email, password_hash=password_hash, is_admin=True,
+                               rules=app.catalogue.credits, now=app.now())  # fmt: skip
+    if not await app.db.read(has_admin):
+        app.set_up_token = secrets.token_urlsafe(24)
+
+
+# ---------------------------------------------------------------------------
+# 13  Work
+# ---------------------------------------------------------------------------
+# Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
+# else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
+# any point the same step is taken again.
+
+STEPS_AT_ONCE = 16
+STORE_TRIES = 6  # then the video has failed, and can be retried by hand while its result lives
+LONGEST_PAUSE_S = 30
+STOPPING_S = 5  # what running steps are given to come to an end
+RESULT_MAX = 4 << 30  # bytes
+TRANSIENT = (httpx.HTTPError, StorageFailed, OSError)
+
+
+async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
+    """Take every step that is due, as often as there is one, for as long as the app runs."""
+    while not app.stopping.is_set():
+        app.work_to_do.clear()
+        try:
+            pause_s = await begin_steps(app)
+        except Exception:
+            log.exception("worker")
+            pause_s = 1.0
+        app.beat_at = app.now()
+        scheduler.wakeup()  # it would sleep too long after the clock was set back
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(app.work_to_do.wait(), pause_s)
+
+
+async def begin_steps(app: App) -> float:
+    """Begin what is due, as far as there is room, and say how many seconds nothing else will be."""
+    now = app.now()
+    for job in await app.db.read(due_jobs, now=now, limit=2 * STEPS_AT_ONCE):
+        if job.id not in app.working and len(app.working) < STEPS_AT_ONCE:
+            app.working[job.id] = asyncio.create_task(take_step(app, job))
+    upcoming = await app.db.read(next_due, after=now)
+    return LONGEST_PAUSE_S if upcoming is None else min(max((upcoming - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
+
+
+async def take_step(app: App, job: Job) -> None:
+    try:
+        await step(app, job)
+    except Exception as failure:
+        if not isinstance(failure, TRANSIENT):
+            log.exception("video %s at %s", job.id, job.status)
+        await put_off(app, job)
+    finally:
+        del app.working[job.id]
+        app.work_to_do.set()
+
+
+async def put_off(app: App, job: Job) -> None:
+    """Try again later.  When not even that can be written (the disk is full), wait here."""
+    try:
+        await app.db.write(postpone, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
+    except Exception:
+        log.exception("video %s cannot be put off", job.id)
+        await asyncio.sleep(1)
+
+
+def back_off(tries: int, first_s: float = 1.0, factor: float = 2.0) -> int:
+    """Milliseconds until the next try."""
+    return int(min(first_s * factor ** min(tries, 20), LONGEST_PAUSE_S) * SECOND)
+
+
+async def step(app: App, job: Job) -> None:
+    provider, now = app.providers[job.provider], app.now()
+    match job.status:
+        case "COMPLETED" | "FAILED":
+            await take_care_after(app, provider, job)
+        case "UPLOADING":
+            await store(app, provider, job)
+        case _ if now >= job.deadline_at:
+            problem = ProviderFailed("The provider did not make the video in time.")
+            await app.db.write(fail, job=job, problem=problem, abandon=True, now=now)
+        case "PENDING":
+            await submit(app, provider, job)
+        case "GENERATING":
+            await follow(app, provider, job)
+
+
+async def submit(app: App, provider: Provider, job: Job) -> None:
+    """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
+    unknown = job.submitted_at is not None and not provider.repeatable
+    if unknown or not await app.db.write(intend_submit, job=job, now=app.now()):
+        return
+    try:
+        ref = await provider.submit(job)
+    except SubmitRefused as refusal:
+        if not refusal.again:
+            await app.db.write(fail, job=job, problem=ProviderFailed(str(refusal)), now=app.now())
+            return
+        await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
+    except httpx.HTTPError as failure:
+        log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
+        if provider.repeatable:
+            raise
+    else:
+        due_at = app.now() + back_off(0, provider.poll_s)
+        await app.db.write(mark_generating, job=job, ref=ref, due_at=due_at, now=app.now())
+
+
+async def follow(app: App, provider: Provider, job: Job) -> None:
+    """Ask the provider how the video stands."""
+    assert job.ref is not None
+    snapshot = await provider.fetch(job.ref)
+    match snapshot.state:
+        case "running":
+            due_at = app.now() + back_off(job.tries, provider.poll_s, 1.3)
+            await app.db.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at, now=app.now())
+        case "succeeded" if snapshot.url:
+            await app.db.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at, now=app.now())
+        case _:
+            problem = ProviderFailed(snapshot.error or "The provider finished without a result.")
+            await app.db.write(fail, job=job, problem=problem, now=app.now())
+
+
+async def store(app: App, provider: Provider, job: Job) -> None:
+    """Bring the provider's result into storage, and complete the video."""
+    file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
+    try:
+        await download(provider, job, file)
+        media = await asyncio.to_thread(probe, file)
+        await asyncio.to_thread(write_poster, file, poster)
+        key, poster_key = (f"videos/{job.id}/{job.attempt}{ending}" for ending in (".mp4", ".jpg"))
+        await app.storage.put(poster_key, poster, "image/jpeg")
+        await app.storage.put(key, file, "video/mp4")
+        stored = Stored(key, poster_key, media.width, media.height, media.duration_ms, media.size_bytes)
+        if not await app.db.write(complete, job=job, stored=stored, now=app.now()):
+            await app.storage.delete(key)
+            await app.storage.delete(poster_key)
+    except (NotAVideo, OriginalExpired) as failure:
+        unusable = failure if isinstance(failure, Problem) else ProviderFailed(f"The provider sent no video: {failure}.")
+        await app.db.write(fail, job=job, problem=unusable, now=app.now())
+    except TRANSIENT as failure:
+        if job.tries + 1 < STORE_TRIES:
+            raise
+        unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
+        await app.db.write(fail, job=job, problem=unstored, now=app.now())
+    finally:
+        file.unlink(missing_ok=True)
+        poster.unlink(missing_ok=True)
+
+
+async def download(provider: Provider, job: Job, file: Path) -> None:
+    assert job.ref is not None and job.original_url is not None
+    size = 0
+    with file.open("wb") as target:
+        async for chunk in provider.open_result(job.ref, job.original_url):
+            size += len(chunk)
+            if size > RESULT_MAX:
+                raise NotAVideo(f"it is larger than {RESULT_MAX >> 30} GiB")
+            await asyncio.to_thread(target.write, chunk)
+
+
+async def take_care_after(app: App, provider: Provider, job: Job) -> None:
+    """What is left when a video has ended: stop the provider, remove what was deleted."""
+    if job.status == "FAILED" and job.ref:
+        await provider.cancel(job.ref)
+    if job.deleted_at is not None:
+        for key in filter(None, (job.storage_key, job.poster_key)):
+            await app.storage.delete(key)
+    await app.db.write(finish_aftercare, job=job, now=app.now())
+
+
+async def expire_credits(app: App) -> None:
+    while await app.db.write(expire, now=app.now()):
+        pass
+
+
+async def clean_up(app: App) -> None:
+    await app.db.write(forget_old, now=app.now())
+    await asyncio.to_thread(remove_older, Path(app.settings.data) / "renders", app.now() - LocalProvider.life)
+
+
+def remove_older(folder: Path, than: int) -> None:
+    for file in folder.iterdir():
+        if file.stat().st_mtime * SECOND < than:
+            file.unlink(missing_ok=True)
+
+
+# What the clock does; each is harmless to repeat, and runs once at start.
+JOBS: list[tuple[Callable[[App], Coroutine[Any, Any, None]], dict[str, int]]] = [
+    (expire_credits, {"minutes": 1}),
+    (clean_up, {"hours": 1}),
+]
+
+
+@contextlib.asynccontextmanager
+async def working(app: App) -> AsyncIterator[None]:
+    defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
+    scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
+    for job, every in JOBS:
+        scheduler.add_job(job, "interval", [app], next_run_time=datetime.now(UTC), **every)
+    scheduler.start()
+    task = asyncio.create_task(worker(app, scheduler))
+    try:
+        yield
+    finally:
+        app.stop()
+        scheduler.shutdown(wait=False)
+        await task
+        await finish_steps(app)
+
+
+async def finish_steps(app: App) -> None:
+    """Give running steps a moment; what is cut off is taken again after the next start."""
+    running = list(app.working.values())
+    if running:
+        _, late = await asyncio.wait(running, timeout=STOPPING_S)
+        for step_task in late:
+            step_task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+# ---------------------------------------------------------------------------
+# 14  Start
+# ---------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time, work: bool = True,
+                   providers: Mapping[str, Provider] | None = None) -> AsyncIterator[App]:  # fmt: skip
+    """Everything that runs, opened in order and closed in reverse.  Raises Refused, AlreadyRunning.
+    The arguments after the star are for tests."""
+    data = Path(settings.data)
+    async with contextlib.AsyncExitStack() as stack:
+        for folder in (data, data / "media", data / "renders", data / "temporary"):
+            make_folder(folder)
+        stack.enter_context(lock(data, settings))
+        for leftover in (data / "temporary").iterdir():
+            leftover.unlink()
+        secret = read_secret(data / "secret")
+        storage = BucketStorage(settings) if settings.s3_endpoint else FolderStorage(data / "media", secret, settings.link_minutes)
+        local = LocalProvider(data / "renders", storage.read)
+        providers = {"local": local, **(providers or {})}
+        catalogue = read_catalogue(catalogue_path(settings), set(providers))
+        db = await stack.enter_async_context(Database.open(data / "videofly.db"))
+        stack.push_async_callback(local.close)
+        app = App(settings, catalogue, db, storage, providers, secret, clock)
+        local.wake = functools.partial(wake, app)
+        stack.callback(app.hashers.shutdown)
+        await prepare_administrator(app)
+        if work:
+            await stack.enter_async_context(working(app))
+        yield app
+
+
+async def wake(app: App, video_id: str) -> None:
+    await app.db.write(wake_job, id=video_id, now=app.now())
+    app.work_to_do.set()
+
+
+# ---------------------------------------------------------------------------
+# 15  HTTP
+# ---------------------------------------------------------------------------
+# A handler parses, calls one function above, and answers.  Who is asking is a dependency: a handler without
+# a user or an admin among its parameters is the only public kind.
+
+BODY_MAX = 256 * 1024  # bytes of JSON
+UPLOAD_MAX = 10_000_000  # bytes of an image
+WAIT_MAX_S = 60  # Prefer: wait
+REMEMBERED = MINUTE  # a session or key is looked up again after this long
+REMEMBERED_MAX = 10_000
+STREAMS_MAX = 20  # open event streams of a user
+STREAM_LIFE_S = 600  # then the browser connects again, and is checked again
+PING_S = 15
+
+
+class StrictRequest(Request[Any, Any, State]):
+    """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        if HAS_NUL.search(body):
+            raise Invalid("Text must not contain the character U+0000.")
+        field = self.route_handler.parsed_data_field
+        assert field is not None, "only asked for by handlers that take a body"
+        try:
+            return msgspec.json.decode(body, type=field.annotation)
+        except msgspec.ValidationError as error:
+            raise refuse_field(field.annotation, str(error)) from None
+        except msgspec.DecodeError as error:
+            raise Invalid(f"The body is not JSON: {error}.") from None
+
+
+HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def refuse_field(struct: type[Input], reason: str) -> Problem:
+    """The Problem of a bad field, as the Struct wants it."""
+    reason, _, path = reason.partition(" - at `$.")
+    field = re.split(r"[.\[`]", path)[0]
+    kind = getattr(struct, "problems", {}).get(field, Invalid)
+    return kind(f"{field}: {reason}." if field else f"{reason}.", field=field) if field else Invalid(f"{reason}.")
+
+
+class Answer(msgspec.Struct, Generic[T], frozen=True):
+    success: bool
+    data: T
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class Failed(msgspec.Struct, frozen=True):
+    success: bool
+    error: Refusal
+
+
+def ok(data: T) -> Answer[T]:
+    return Answer(True, data)
+
+
+REFUSED = {
+    status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
+        f"{kind.code} {kind.message}" for kind in Problem.__subclasses__() if kind.status == status))
+    for status in sorted({kind.status for kind in Problem.__subclasses__()})
+}  # fmt: skip
+
+
+def answer_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[Failed]:
+    wait = problem.details.get("retryAfter", 1 if isinstance(problem, Busy) else None)
+    headers = {"Retry-After": str(wait)} if wait else {}
+    if isinstance(problem, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    failed = Failed(False, Refusal(problem.code, problem.message, problem.details))
+    return Response(failed, status_code=problem.status, headers=headers)
+
+
+def answer_http_exception(request: Request[Any, Any, Any], failure: HTTPException) -> Response[Failed]:
+    """What Litestar itself refuses, in our words."""
+    match failure.status_code:
+        case 404:
+            problem: Problem = NotFound(f"There is nothing at {request.url.path}.")
+        case 405:
+            allow = failure.headers.get("Allow", "") if failure.headers else ""
+            answer = answer_problem(request, MethodNotAllowed(f"Use {allow}." if allow else None))
+            answer.headers.update({"Allow": allow})
+            return answer
+        case 413:
+            problem = TooLarge()
+        case status if status >= 500:
+            return answer_bug(request, failure)
+        case _:
+            extra = failure.extra if isinstance(failure.extra, list) else []
+            problem = Invalid("; ".join(f"{item.get('key')}: {item.get('message')}" for item in extra) or failure.detail)
+    return answer_problem(request, problem)
+
+
+def answer_bug(request: Request[Any, Any, Any], bug: Exception) -> Response[Failed]:
+    """Log what nobody foresaw, under an id that the answer carries too."""
+    request_id = new_id("req")
+    log.error("%s %s %s", request_id, request.method, request.url.path, exc_info=bug)
+    answer = answer_problem(request, Bug(f"Something went wrong on our side; it is logged as {request_id}.", requestId=request_id))
+    answer.headers.update({"X-Request-Id": request_id})
+    return answer
+
+
+async def guard_against_forgery(request: Request[Any, Any, Any]) -> None:
+    """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
+    programs send an API key instead of a cookie, or neither header."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site in ("same-site", "cross-site"):
+        raise Forbidden("That request came from another site.")
+    if site is None and origin and urlsplit(origin).netloc != request.headers.get("host"):
+        raise Forbidden("That request came from another site.")
+
+
+# --- who is asking
+
+
+def provide_app(state: State) -> App:
+    app: App = state.app
+    return app
+
+
+def cookie_name(request: Request[Any, Any, Any]) -> str:
+    return "__Host-videofly" if request.url.scheme == "https" else "videofly"
+
+
+def bearer(request: Request[Any, Any, Any]) -> str | None:
+    """The API key that came with the request; "" when the header holds something else."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return (token.strip() if scheme.lower() == "bearer" else "") if scheme else None
+
+
+async def authenticate(request: Request[Any, Any, Any], app: App) -> Principal:
+    """Who is asking.  Raises Unauthorized.  Remembered for a minute, or until an account changes."""
+    secret = bearer(request)
+    if secret is None:
+        secret = request.cookies.get(cookie_name(request))
+        await guard_against_forgery(request)
+    if not secret:
+        raise Unauthorized
+    remembered, now, secret_digest = app.principals, app.now(), digest(secret)
+    known = remembered.get(secret_digest)
+    if known is None or (known.until_at is not None and known.until_at <= now):
+        known = await look_up(app, secret, secret_digest, now)
+        if len(remembered) >= REMEMBERED_MAX:
+            remembered.clear()
+        # In the dictionary as it was before the look-up: if an account changed meanwhile, nobody reads it any more.
+        remembered[secret_digest] = msgspec.structs.replace(known, until_at=min(known.until_at or now + REMEMBERED, now + REMEMBERED))
+    return known
+
+
+async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
+    if secret.startswith("vfo_") and hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
+        return await app.db.read(find_operator)
+    if not secret.startswith("vf_"):
+        found = await app.db.read(find_session, digest=secret_digest, now=now)
+    elif is_api_key(secret):
+        found = await app.db.read(find_key, digest=secret_digest, now=now)
+    else:
+        raise Unauthorized("That API key is mistyped.")
+    if found is None:
+        raise Unauthorized("That API key or session is not valid, or not any more.")
+    if found.api_key_id and (found.last_used_at or 0) + KEY_USE_GRAIN <= now:
+        with contextlib.suppress(DiskFull):
+            await app.db.write(touch_key, id=found.api_key_id, now=now)
+    return found
+
+
+def operator_token(secret: str) -> str:
+    return "vfo_" + sign(secret, "operator", "")
+
+
+async def provide_user(request: Request[Any, Any, Any], app: NamedDependency[App]) -> Principal:
+    principal = await authenticate(request, app)
+    if not principal.user_id:
+        raise Unauthorized("There is no account yet; make one with: videofly user add EMAIL --admin")
+    return principal
+
+
+async def provide_admin(request: Request[Any, Any, Any], app: NamedDependency[App]) -> Principal:
+    principal = await authenticate(request, app)
+    if not principal.is_admin:
+        raise Forbidden("That is for administrators.")
+    return principal
+
+
+AppPart = NamedDependency[App]
+UserPart = NamedDependency[Principal]
+Cursor = Annotated[str | None, QueryParameter(name="cursor", max_length=500, description="nextCursor of the page before")]
+Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=100)]
+IdempotencyKey = Annotated[str | None, HeaderParameter(
+    name="Idempotency-Key", min_length=1, max_length=255, description="the same key makes one video, however often it is sent")]  # fmt: skip
+Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="wait=N: answer when it is done, or after N seconds; at most 60")]
+
+
+def base_url(app: App, request: Request[Any, Any, Any]) -> str:
+    return app.settings.public_url or str(request.base_url).rstrip("/")
+
+
+def once_of(request: Request[Any, Any, Any], key: str | None, body: Any) -> Once | None:
+    return Once(key, digest(f"{request.method} {request.url.path} {as_json(body)}")) if key else None
+
+
+# --- videos
+
+
+class VideoList(Output, frozen=True):
+    videos: list[Video]
+    next_cursor: str | None
+
+
+class VideoStatus(Output, frozen=True):
+    status: Status
+    progress: int
+    video_url: str | None
+    poster_url: str | None
+    error: Failure | None
+
+
+def with_links(app: App, base: str, video: Video) -> Video:
+    """A video with addresses that work, where the database has keys."""
+    if video.video_url is None or video.poster_url is None:
+        return video
+    video_url, poster_url = (app.storage.link(key, base=base, now=app.now()) for key in (video.video_url, video.poster_url))
+    return msgspec.structs.replace(video, video_url=video_url, poster_url=poster_url)
+
+
+def preferred_wait_s(prefer: str | None) -> int:
+    """The seconds of a Prefer: wait=N (RFC 7240); 0 without one."""
+    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
+    return min(int(found[1]), WAIT_MAX_S) if found else 0
+
+
+async def wait_for_end(app: App, user_id: str, id: str, seconds: int) -> Video:
+    """The video when it has ended, or as it is after so many seconds."""
+    with app.watchers.watch(user_id) as flag, contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not app.stopping.is_set():
+                flag.clear()
+                video = await app.db.read(get_video, user_id=user_id, id=id)
+                if video.finished_at:
+                    return video
+                await flag.wait()
+    return await app.db.read(get_video, user_id=user_id, id=id)
+
+
+async def answer_order(app: App, request: Request[Any, Any, Any], user_id: str, id: str, stored: bytes, prefer: str | None,
+                       ) -> Response[Answer[Video]]:  # fmt: skip
+    """201 with the video as it was ordered, or, where the client would rather wait, as it became."""
+    wait_s, data = preferred_wait_s(prefer), msgspec.Raw(stored)
+    uuid_ordered = msgspec.json.decode(stored, type=Ordered).video_uuid
+    headers = {"Location": f"/api/v1/video/{uuid_ordered}"}
+    if uuid_ordered != id:
+        headers["Idempotent-Replayed"] = "true"
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+        video = await wait_for_end(app, user_id, uuid_ordered, wait_s)
+        return Response(ok(with_links(app, base_url(app, request), video)), status_code=201, headers=headers)
+    return Response(ok(data), status_code=201, headers=headers)  # type: ignore[arg-type]
+
+
+class Ordered(msgspec.Struct, frozen=True, rename="camel"):
+    video_uuid: str
+
+
+class Videos(Controller):
+    path = "/api/v1/video"
+    tags = ("videos",)
+
+    @post("/generate", responses=REFUSED)
+    async def generate(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[NewVideo],
+                       key: IdempotencyKey = None, prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
+        id = new_uuid(app.now())
+        order = choose(app.catalogue, data, seed=random.getrandbits(31))
+        stored = await app.db.write(
+            request_video, id=id, user_id=user.user_id, api_key_id=user.api_key_id, order=order, once=once_of(request, key, data),
+            max_running=app.settings.video_max_concurrent, timeout=app.settings.video_timeout_minutes * MINUTE, now=app.now(),
+        )  # fmt: skip
+        return await answer_order(app, request, user.user_id, id, stored, prefer)
+
+    @post("/quote", status_code=200, responses=REFUSED)
+    async def quote(self, app: AppPart, user: UserPart, data: JSONBody[NewVideo]) -> Answer[Quote]:
+        return ok(await app.db.read(quote_video, user_id=user.user_id, order=choose(app.catalogue, data, seed=0), now=app.now()))
+
+    @get("/list", responses=REFUSED)
+    async def index(self, request: StrictRequest, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20,
+                    status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
+        page = await app.db.read(list_videos, user_id=user.user_id, cursor=cursor, limit=limit, status=status)
+        base = base_url(app, request)
+        return ok(VideoList([with_links(app, base, video) for video in page.items], page.next_cursor))
+
+    @get("/events", responses=REFUSED)
+    async def events(self, request: StrictRequest, app: AppPart, user: UserPart) -> ServerSentEvent:
+        """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
+        if app.watchers.count(user.user_id) >= STREAMS_MAX:
+            raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
+        return ServerSentEvent(stream_events(app, user.user_id, after))
+
+    @get("/{uuid:str}", responses=REFUSED)
+    async def show(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Video]:
+        video = await app.db.read(get_video, user_id=user.user_id, id=uuid)
+        return ok(with_links(app, base_url(app, request), video))
+
+    @get("/{uuid:str}/status", responses=REFUSED)
+    async def status(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[VideoStatus]:
+        video = with_links(app, base_url(app, request), await app.db.read(get_video, user_id=user.user_id, id=uuid))
+        return ok(VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error))
+
+    @get("/{uuid:str}/receipt", responses=REFUSED)
+    async def receipt(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Receipt]:
+        return ok(await app.db.read(receipt, user_id=user.user_id, id=uuid))
+
+    @post("/{uuid:str}/cancel", status_code=200, responses=REFUSED)
+    async def cancel(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Video]:
+        return ok(await app.db.write(cancel_video, user_id=user.user_id, id=uuid, now=app.now()))
+
+    @post("/{uuid:str}/retry", responses=REFUSED)
+    async def retry(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str],
+                    key: IdempotencyKey = None, prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
+        stored = await app.db.write(
+            retry_video, user_id=user.user_id, api_key_id=user.api_key_id, id=uuid, once=once_of(request, key, None),
+            max_running=app.settings.video_max_concurrent, catalog_version=app.catalogue.version, now=app.now(),
+        )  # fmt: skip
+        return await answer_order(app, request, user.user_id, uuid, stored, prefer)
+
+    @delete("/{uuid:str}", responses=REFUSED)
+    async def remove(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> None:
+        await app.db.write(delete_video, user_id=user.user_id, id=uuid, now=app.now())
+
+
+def new_uuid(now: int) -> str:
+    """A UUID version 7 (RFC 9562): what is made together lies together in the index."""
+    number = now << 80 | random.getrandbits(80)  # a name, not a secret: whose it is, is looked up
+    return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+
+
+async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
+    """Each event once, in order, with its id; a comment now and then keeps the line open."""
+    ends_at = time.monotonic() + STREAM_LIFE_S
+    with app.watchers.watch(user_id) as flag:
+        yield ServerSentEventMessage(data=None, comment="connected", retry=2000)
+        while not app.stopping.is_set() and time.monotonic() < ends_at:
+            flag.clear()
+            for event in await app.db.read(list_events, user_id=user_id, after=after, limit=100):
+                yield ServerSentEventMessage(id=event.id, event=event.type, data=event.data)
+                after = event.id
+                flag.set()
+            try:
+                await asyncio.wait_for(flag.wait(), PING_S)
+            except TimeoutError:
+                yield ServerSentEventMessage(data=None, comment="ping")
+
+
+# --- files
+
+
+class Files(Controller):
+    tags = ("files",)
+
+    @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
+    async def upload(self, request: StrictRequest, app: AppPart, user: UserPart,
+                     data: Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART)],
+                     ) -> Answer[Upload]:  # fmt: skip
+        """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
+        file = data.get("file")
+        if not isinstance(file, UploadFile):
+            raise Invalid("Send the image as the multipart form field `file`.", field="file")
+        content = await file.read()
+        if len(content) > UPLOAD_MAX:
+            raise TooLarge("An image may have 10 MB at most.")
+        media_type, ending = await asyncio.to_thread(examine_image, content)
+        key = f"uploads/{new_uuid(app.now())}.{ending}"
+        await keep_upload(app, user.user_id, key, media_type, content)
+        return ok(Upload(key, app.storage.link(key, base=base_url(app, request), now=app.now())))
+
+    @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
+    async def media(self, app: AppPart, key: FromPath[str], until: FromQuery[str] = "", signature: FromQuery[str] = "") -> FileResponse:
+        """A file in the data folder, for whoever has a link that is signed and has not ended."""
+        if not isinstance(app.storage, FolderStorage):
+            raise NotFound
+        file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
+        return FileResponse(file, headers=MEDIA_HEADERS)
+
+
+MEDIA_HEADERS = {
+    "Cache-Control": "private, max-age=3600",
+    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+async def keep_upload(app: App, user_id: str, key: str, media_type: str, content: bytes) -> None:
+    file = app.temporary / key.replace("/", "-")
+    try:
+        with storage_failures():
+            await asyncio.to_thread(file.write_bytes, content)
+        await app.storage.put(key, file, media_type)
+        try:
+            await app.db.write(add_upload, user_id=user_id, key=key, media_type=media_type, size_bytes=len(content), now=app.now())
+        except Exception:
+            await app.storage.delete(key)
+            raise
+    finally:
+        file.unlink(missing_ok=True)
+
+
+# --- credits and the catalogue
+
+
+class PackageList(Output, frozen=True):
+    packages: list[Package]
+    next_cursor: str | None
+
+
+class History(Output, frozen=True):
+    transactions: list[Movement]
+    next_cursor: str | None
+
+
+class CreditsController(Controller):
+    path = "/api/v1/credit"
+    tags = ("credits",)
+
+    @get("/balance", responses=REFUSED)
+    async def balance(self, app: AppPart, user: UserPart) -> Answer[Balance]:
+        return ok(await app.db.read(balance, user_id=user.user_id, now=app.now()))
+
+    @get("/history", responses=REFUSED)
+    async def history(self, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20) -> Answer[History]:
+        page = await app.db.read(history, user_id=user.user_id, cursor=cursor, limit=limit)
+        return ok(History(page.items, page.next_cursor))
+
+    @get("/packages", responses=REFUSED)
+    async def packages(self, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20) -> Answer[PackageList]:
+        page = await app.db.read(list_packages, user_id=user.user_id, cursor=cursor, limit=limit)
+        return ok(PackageList(page.items, page.next_cursor))
+
+    @get("/proof", responses=REFUSED)
+    async def proof(self, app: AppPart, user: UserPart) -> Answer[Proof]:
+        """Replay your part of the journal: hashes, running balances, packages, holds."""
+        return ok(await app.db.read(proof, user_id=user.user_id))
+
+
+class ModelOffer(Output, frozen=True):
+    id: str
+    name: str
+    description: str
+    modes: list[str]
+    durations: list[int]
+    aspect_ratios: list[str]
+    qualities: list[str]
+    prices: dict[str, dict[str, int]]  # quality, duration: credits
+
+
+class ModelList(Output, frozen=True):
+    models: list[ModelOffer]
+    catalog_version: str
+
+
+class ProductList(Output, frozen=True):
+    packs: list[Pack]
+    plans: list[Plan]
+    gift: int
+
+
+def model_offer(model: Model) -> ModelOffer:
+    prices = {
+        quality: {str(duration): price(model, duration=duration, quality=quality) for duration in model.durations}
+        for quality in model.qualities
+    }
+    return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations, model.aspect_ratios,
+                      list(model.qualities), prices)  # fmt: skip
+
+
+class ConfigController(Controller):
+    path = "/api/v1/config"
+    tags = ("catalogue",)
+
+    @get("/models")
+    async def models(self, app: AppPart) -> Answer[ModelList]:
+        models = [model_offer(model) for model in app.catalogue.models if model.enabled]
+        return ok(ModelList(models, app.catalogue.version))
+
+    @get("/products")
+    async def products(self, app: AppPart) -> Answer[ProductList]:
+        return ok(ProductList(app.catalogue.packs, app.catalogue.plans, app.catalogue.credits.gift))
+
+
+# --- accounts
+
+Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
+Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
+GivenPassword = Annotated[str, msgspec.Meta(max_length=256)]
+Token = Annotated[str, msgspec.Meta(max_length=100)]
+
+
+class SetUp(Input, frozen=True):
+    token: Token
+    email: Email
+    password: Password | None = None
+
+
+class SignUp(Input, frozen=True):
+    email: Email
+    password: Password
+    invite: Token | None = None
+
+
+class SignIn(Input, frozen=True):
+    email: Annotated[str, msgspec.Meta(max_length=254)]
+    password: GivenPassword
+
+
+class PasswordChange(Input, frozen=True):
+    new_password: Password
+    current_password: GivenPassword = ""
+
+
+class SetUpDone(Output, frozen=True, omit_defaults=True):
+    user: User
+    api_key: str | None = None
+
+
+def session_cookie(request: Request[Any, Any, Any], token: str, life: int = SESSION_LIFE) -> Cookie:
+    return Cookie(cookie_name(request), value=token, httponly=True, samesite="lax", max_age=life // SECOND,
+                  secure=request.url.scheme == "https")  # fmt: skip
+
+
+def answer_signed_in(request: Request[Any, Any, Any], token: str, data: T, status: int = 201) -> Response[Answer[T]]:
+    return Response(ok(data), status_code=status, cookies=[session_cookie(request, token)])
+
+
+def client_address(request: Request[Any, Any, Any]) -> str:
+    """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person has to spare."""
+    host = request.client.host if request.client else ""
+    return ":".join(host.split(":")[:4]) if ":" in host else host
+
+
+class Auth(Controller):
+    path = "/api/auth"
+    tags = ("accounts",)
+    before_request = staticmethod(guard_against_forgery)  # these have no user yet, or end one
+
+    @post("/set-up", responses=REFUSED)
+    async def set_up(self, request: StrictRequest, app: AppPart, data: JSONBody[SetUp]) -> Response[Any]:
+        """Make the first administrator, with the token of the first start.  Without a password the answer has
+        an API key; as plain text, where that is asked for."""
+        if app.set_up_token is None or not hmac.compare_digest(data.token.encode(), app.set_up_token.encode()):
+            raise LinkExpired("That set-up link is not valid, or not any more.")
+        token, key = secrets.token_urlsafe(32), None if data.password else new_api_key()
+        password_hash = await app.hash(HASHER.hash, data.password) if data.password else None
+        user = await app.change_account(
+            set_up, email=data.email, password_hash=password_hash, session_digest=digest(token),
+            key=prepare_key(key, name="set-up") if key else None, rules=app.catalogue.credits, now=app.now(),
+        )  # fmt: skip
+        app.set_up_token = None
+        if key and request.headers.get("accept", "").startswith("text/plain"):
+            return Response(key, media_type=MediaType.TEXT, status_code=201)
+        return answer_signed_in(request, token, SetUpDone(user, key))
+
+    @post("/sign-up", responses=REFUSED)
+    async def sign_up(self, request: StrictRequest, app: AppPart, data: JSONBody[SignUp]) -> Response[Answer[User]]:
+        mode = app.settings.signup
+        if mode == "closed" or (mode == "invite" and not data.invite):
+            raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
+        token, password_hash = secrets.token_urlsafe(32), await app.hash(HASHER.hash, data.password)
+        user = await app.change_account(
+            sign_up, email=data.email, password_hash=password_hash, session_digest=digest(token),
+            invite_digest=digest(data.invite or "") if mode == "invite" else None, rules=app.catalogue.credits, now=app.now(),
+        )  # fmt: skip
+        return answer_signed_in(request, token, user)
+
+    @post("/sign-in", status_code=200, responses=REFUSED)
+    async def sign_in(self, request: StrictRequest, app: AppPart, data: JSONBody[SignIn]) -> Response[Answer[User]]:
+        account, address, token = digest(data.email.lower()), digest(client_address(request)), secrets.token_urlsafe(32)
+        found = await app.db.write(begin_sign_in, email=data.email, account=account, address=address, now=app.now())
+        right = await app.hash(verify_password, found.password_hash if found else None, data.password)
+        if not (found and right):
+            raise Unauthorized("The e-mail address or the password is wrong.")
+        await app.db.write(finish_sign_in, user_id=found.user_id, account=account, address=address,
+                           session_digest=digest(token), now=app.now())  # fmt: skip
+        return answer_signed_in(request, token, await app.db.read(get_user, user_id=found.user_id), 200)
+
+    @post("/sign-out", status_code=204)
+    async def sign_out(self, request: StrictRequest, app: AppPart) -> Response[None]:
+        token = request.cookies.get(cookie_name(request))
+        if token:
+            await app.change_account(end_session, digest=digest(token))
+        return Response(None, status_code=204, cookies=[session_cookie(request, "", 0)])
+
+    @post("/password", status_code=200, responses=REFUSED)
+    async def password(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[PasswordChange],
+                       ) -> Response[Answer[User]]:  # fmt: skip
+        """Change the password; every session ends but this one, which gets a new token."""
+        account, address, token = digest(user.user_id), digest(client_address(request)), secrets.token_urlsafe(32)
+        email = (await app.db.read(get_user, user_id=user.user_id)).email
+        found = await app.db.write(begin_sign_in, email=email, account=account, address=address, now=app.now())
+        has_one = found is not None and found.password_hash is not None
+        if found and has_one and not await app.hash(verify_password, found.password_hash, data.current_password):
+            raise Unauthorized("currentPassword is wrong.")
+        password_hash = await app.hash(HASHER.hash, data.new_password)
+        await app.change_account(set_password, user_id=user.user_id, password_hash=password_hash,
+                                 session_digest=digest(token), now=app.now())  # fmt: skip
+        return answer_signed_in(request, token, await app.db.read(get_user, user_id=user.user_id), 200)
+
+
+class KeyWish(Input, frozen=True):
+    name: Name = "API key"
+    credit_limit: Credits | None = None
+    days: Days | None = None
+
+
+class KeyMade(Output, frozen=True):
+    api_key: str  # shown once
+    key: ApiKey
+
+
+class KeyList(Output, frozen=True):
+    keys: list[ApiKey]
+
+
+async def make_key(app: App, user_id: str, wish: KeyWish) -> Answer[KeyMade]:
+    key, now = new_api_key(), app.now()
+    expires_at = now + wish.days * DAY if wish.days else None
+    made = await app.db.write(add_key, user_id=user_id, now=now, key=prepare_key(
+        key, name=wish.name, credit_limit=wish.credit_limit, expires_at=expires_at))  # fmt: skip
+    return ok(KeyMade(key, made))
+
+
+class Account(Controller):
+    path = "/api/v1"
+    tags = ("accounts",)
+
+    @get("/user/me", responses=REFUSED)
+    async def me(self, app: AppPart, user: UserPart) -> Answer[User]:
+        return ok(await app.db.read(get_user, user_id=user.user_id))
+
+    @get("/keys", responses=REFUSED)
+    async def keys(self, app: AppPart, user: UserPart) -> Answer[KeyList]:
+        return ok(KeyList(await app.db.read(list_keys, user_id=user.user_id)))
+
+    @post("/keys", responses=REFUSED)
+    async def make_key(self, app: AppPart, user: UserPart, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
+        """Make an API key.  It is shown this once.  A key cannot make keys: it would outlive its own end."""
+        if user.api_key_id:
+            raise Forbidden("An API key cannot make API keys; sign in.")
+        return await make_key(app, user.user_id, data)
+
+    @delete("/keys/{id:str}", responses=REFUSED)
+    async def revoke(self, app: AppPart, user: UserPart, id: FromPath[str]) -> None:
+        await app.change_account(revoke_key, user_id=user.user_id, id=id, now=app.now())
+
+
+# --- administration
+
+
+class UserWish(Input, frozen=True):
+    email: Email
+    password: Password | None = None
+    is_admin: bool = False
+
+
+class PasswordWish(Input, frozen=True):
+    email: Email
+    password: Password | None = None
+
+
+class UserMade(Output, frozen=True):
+    user: User
+    password: str | None  # where none was given; shown once
+
+
+class KeyForUser(Input, frozen=True):
+    email: Email
+    name: Name = "API key"
+
+
+class Grant(Input, frozen=True):
+    email: Email
+    credits: Credits
+    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    days: Days | None = None  # NULL: they never expire
+
+
+class Deduction(Input, frozen=True):
+    email: Email
+    credits: Credits
+    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class InviteWish(Input, frozen=True):
+    days: Days = 7
+
+
+class Invited(Output, frozen=True):
+    invite: str
+    url: str
+
+
+class Checked(Output, frozen=True):
+    what: str
+    ok: bool
+    detail: str
+
+
+class CheckList(Output, frozen=True):
+    ok: bool
+    checks: list[Checked]
+
+
+def grant_by_admin(db: Db, *, email: str, credits: int, note: str, days: int | None, ref: str, now: int) -> Balance:
+    user = user_by_email(db, email=email)
+    grant(db, user_id=user.id, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=ref, note=note,
+          expires_at=now + days * DAY if days else None, now=now)  # fmt: skip
+    return balance(db, user_id=user.id, now=now)
+
+
+def deduct_by_admin(db: Db, *, email: str, credits: int, note: str, now: int) -> Balance:
+    user = user_by_email(db, email=email)
+    deduct(db, user_id=user.id, credits=credits, note=note, now=now)
+    return balance(db, user_id=user.id, now=now)
+
+
+class Admin(Controller):
+    path = "/api/v1/admin"
+    tags = ("administration",)
+
+    @post("/users", responses=REFUSED)
+    async def add_user(self, app: AppPart, admin: UserPart, data: JSONBody[UserWish]) -> Answer[UserMade]:
+        password = data.password or secrets.token_urlsafe(12)
+        password_hash = await app.hash(HASHER.hash, password)
+        user = await app.change_account(add_user, email=data.email, password_hash=password_hash, is_admin=data.is_admin,
+                                        rules=app.catalogue.credits, now=app.now())  # fmt: skip
+        return ok(UserMade(user, None if data.password else password))
+
+    @post("/users/password", status_code=200, responses=REFUSED)
+    async def set_password(self, app: AppPart, admin: UserPart, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
+        password = data.password or secrets.token_urlsafe(12)
+        user = await app.db.read(user_by_email, email=data.email)
+        password_hash = await app.hash(HASHER.hash, password)
+        await app.change_account(set_password, user_id=user.id, password_hash=password_hash, session_digest=None, now=app.now())
+        return ok(UserMade(user, None if data.password else password))
+
+    @post("/keys", responses=REFUSED)
+    async def add_key(self, app: AppPart, admin: UserPart, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
+        user = await app.db.read(user_by_email, email=data.email)
+        return await make_key(app, user.id, KeyWish(name=data.name))
+
+    @post("/invites", responses=REFUSED)
+    async def add_invite(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[InviteWish]) -> Answer[Invited]:
+        invite, now = secrets.token_urlsafe(24), app.now()
+        await app.db.write(add_invite, digest=digest(invite), expires_at=now + data.days * DAY, now=now)
+        return ok(Invited(invite, f"{base_url(app, request)}/sign-up#{invite}"))
+
+    @post("/credits/grant", responses=REFUSED)
+    async def grant(self, app: AppPart, admin: UserPart, data: JSONBody[Grant], key: IdempotencyKey = None) -> Answer[Balance]:
+        """Give credits.  The same Idempotency-Key gives once."""
+        ref = f"{admin.user_id}:{key}" if key else new_id("grant")
+        return ok(await app.db.write(grant_by_admin, email=data.email, credits=data.credits, note=data.note,
+                                     days=data.days, ref=ref, now=app.now()))  # fmt: skip
+
+    @post("/credits/deduct", responses=REFUSED)
+    async def deduct(self, app: AppPart, admin: UserPart, data: JSONBody[Deduction]) -> Answer[Balance]:
+        return ok(await app.db.write(deduct_by_admin, email=data.email, credits=data.credits, note=data.note, now=app.now()))
+
+    @get("/audit", responses=REFUSED)
+    async def audit(self, app: AppPart, admin: UserPart) -> Answer[Proof]:
+        """Replay the whole journal."""
+        return ok(await app.db.read(audit))
+
+    @get("/check", responses=REFUSED)
+    async def check(self, app: AppPart, admin: UserPart) -> Answer[CheckList]:
+        checks = await check_parts(app)
+        return ok(CheckList(all(check.ok for check in checks), checks))
+
+
+async def check_parts(app: App) -> list[Checked]:
+    """Look at everything that the server stands on."""
+    free_mb = shutil.disk_usage(app.settings.data).free >> 20
+    faults = await app.db.read(integrity_faults)
+    books = await app.db.read(audit)
+    try:
+        await app.storage.check()
+        storage = Checked("storage", True, type(app.storage).__name__)
+    except StorageFailed as failure:
+        storage = Checked("storage", False, failure.message)
+    return [
+        Checked("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
+        Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
+        Checked("database", not faults, "; ".join(faults) or "whole"),
+        Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
+        Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
+        storage,
+    ]
+
+
+DISK_LOW_MB = 200
+
+
+def integrity_faults(db: Db) -> list[str]:
+    faults = [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
+    return faults + [f"{row[0]} refers to a row of {row[2]} that is not there" for row in db.execute("PRAGMA foreign_key_check")]
+
+
+# --- pages and health
+
+# Files of the page live under a prefix that is the hash of them all, so that a browser may keep them for
+# ever, and relative imports between them need no build to stay right.
+STATIC = FILES / "static"
+STATIC_PATH = "/static/" + hashlib.sha256(b"".join(
+    file.read_bytes() for file in sorted(STATIC.rglob("*")) if file.is_file())).hexdigest()[:12]  # fmt: skip
+PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
+DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
+FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
+PAGES = ["/", "/set-up", "/sign-in", "/sign-up"]
+
+
+POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+PAGE_HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+# Swagger UI writes styles into its elements, and draws its icons as data.
+DOCS_HEADERS = PAGE_HEADERS | {"Content-Security-Policy": f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"}
+
+
+@get(PAGES, media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False, response_headers=PAGE_HEADERS)
+def page() -> str:
+    return PAGE
+
+
+@get("/docs", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False, response_headers=DOCS_HEADERS)
+def docs() -> str:
+    return DOCS
+
+
+@get(["/up", "/healthz"], include_in_schema=False)
+async def alive(app: AppPart) -> dict[str, str]:
+    """The process lives: the loop turns, the database can be read, the worker looks for work."""
+    await app.db.read(last_event)
+    if app.beat_at is not None and app.now() - app.beat_at > 4 * LONGEST_PAUSE_S * SECOND:
+        raise Busy("The worker does not look for work any more.")
+    return {"status": "ok"}
+
+
+@get("/readyz", include_in_schema=False)
+async def ready(app: AppPart) -> dict[str, str]:
+    """The server can take orders: the database can be written, and it is not about to stop."""
+    if app.stopping.is_set():
+        raise Busy("The server is stopping.")
+    await app.db.write(last_event)
+    return {"status": "ready"}
+
+
+OPENAPI = OpenAPIConfig(
+    title="VideoFly",
+    version="1",
+    description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
+    path="/openapi.json",
+    render_plugins=[JsonRenderPlugin(path="/")],
+)
+
+
+def http(app: App) -> Litestar:
+    """The running parts as an ASGI application."""
+    return Litestar(
+        route_handlers=[
+            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, page, docs, alive, ready,
+            create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
+            create_static_files_router("/docs/swagger", [Path(offapi.__file__).parent], cache_control=FOR_EVER),
+        ],
+        state=State({"app": app}),
+        request_class=StrictRequest,
+        request_max_body_size=BODY_MAX,
+        dependencies={
+            "app": Provide(provide_app, sync_to_thread=False), "user": Provide(provide_user), "admin": Provide(provide_admin),
+        },
+        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
+        openapi_config=OPENAPI,
+        logging_config=None,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------
+# 16  Command line
+# ---------------------------------------------------------------------------
+# Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
+# opens itself.  So there is one way in which things are done.
+
+
+class Server(uvicorn.Server):
+    """Says how to begin once it listens, and lets streams end when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self.app = app
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            click.echo(greeting(self.app))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.app.stop()
+        super().handle_exit(sig, frame)
+
+
+def greeting(app: App) -> str:
+    url = app.settings.public_url or f"http://{app.settings.host}:{app.settings.port}".replace("0.0.0.0", "localhost")  # noqa: S104
+    if app.set_up_token is None:
+        return f"VideoFly is at {url}"
+    json_type = "-H 'Content-Type: application/json'"
+    return "\n".join([
+        f"VideoFly is at {url}", "", "Nobody has an account yet. Make yours (this link works once):", "",
+        f"  {url}/set-up#{app.set_up_token}", "", "or paste this into a terminal, with your address, to get a key and a first video:", "",
+        f"  KEY=$(curl -fsS {url}/api/auth/set-up {json_type} -H 'Accept: text/plain' "
+        f"-d '{{\"token\":\"{app.set_up_token}\",\"email\":\"you@example.com\"}}') && echo \"Your API key: $KEY\" && "
+        f"curl -fsS {url}/api/v1/video/generate -H \"Authorization: Bearer $KEY\" {json_type} -H 'Prefer: wait=60' "
+        "-d '{\"model\":\"preview\",\"prompt\":\"a red fox over snow\"}'", "",
+    ])  # fmt: skip
+
+
+async def serve_until_stopped(settings: Settings) -> None:
+    async with open_app(settings) as app:
+        config = uvicorn.Config(
+            http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
+            timeout_keep_alive=75, timeout_graceful_shutdown=10,
+        )  # fmt: skip
+        server = Server(config, app)
+        await server.serve()
+        if not server.started:
+            raise Refused(f"{settings.host}:{settings.port} cannot be listened on.")
+
+
+@contextlib.asynccontextmanager
+async def api(settings: Settings, server: str | None = None, key: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the server named, of the one that runs on the data folder, or of one opened for the moment."""
+    async with contextlib.AsyncExitStack() as stack:
+        if server:
+            transport, base, token = None, server, key or ""
+        else:
+            try:
+                app = await stack.enter_async_context(open_app(settings))
+                transport, base = httpx.ASGITransport(cast(Any, http(app))), "http://videofly.local"
+            except AlreadyRunning as running:
+                transport, base = None, running.url
+            token = key or operator_token(read_secret(Path(settings.data) / "secret"))
+        client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
+                                   headers={"Authorization": f"Bearer {token}"})  # fmt: skip
+        yield await stack.enter_async_context(client)
+
+
+async def ask(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> Any:
+    """The data of an answer.  A refusal ends the command with its sentence."""
+    try:
+        answer = await client.request(method, path, json=body)
+        content = answer.json()
+    except (httpx.HTTPError, ValueError) as failure:
+        raise click.ClickException(f"{client.base_url} does not answer: {failure}") from None
+    if not content.get("success"):
+        raise click.ClickException(f"{content['error']['code']}: {content['error']['message']}")
+    return content["data"]
+
+
+def tell_server(method: str, path: str, body: Any = None) -> Any:
+    """One request by the operator."""
+
+    async def run_command() -> Any:
+        async with api(read_settings(os.environ)) as client:
+            return await ask(client, method, path, body)
+
+    return start(run_command())
+
+
+def start(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command; what it was refused is one line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("apscheduler", "httpx", "uvicorn.error", "libav"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.umask(0o077)
+    try:
+        return uvloop.run(work)
+    except (Refused, AlreadyRunning) as refusal:
+        raise click.ClickException(str(refusal)) from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """VideoFly: a whole AI-video business in one process and one SQLite file."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on.")
+def serve(host: str | None, port: int | None) -> None:
+    """Run the server."""
+    named = {"VIDEOFLY_HOST": host, "VIDEOFLY_PORT": port}
+
+    async def run_server() -> None:
+        await serve_until_stopped(read_settings(os.environ | {name: str(given) for name, given in named.items() if given}))
+
+    start(run_server())
+
+
+@main.group()
+def user() -> None:
+    """Accounts."""
+
+
+@user.command("add")
+@click.argument("email")
+@click.option("--admin", is_flag=True, help="Make an administrator.")
+@click.option("--password", help="Else one is made and printed.")
+def user_add(email: str, admin: bool, password: str | None) -> None:
+    """Make an account, with the welcome credits."""
+    made = tell_server("POST", "/api/v1/admin/users", {"email": email, "isAdmin": admin, "password": password})
+    click.echo(made["user"]["id"] + (f"  password: {made['password']}" if made["password"] else ""))
+
+
+@user.command("password")
+@click.argument("email")
+@click.option("--password", help="Else one is made and printed.")
+def user_password(email: str, password: str | None) -> None:
+    """Set a new password; every session of the account ends."""
+    made = tell_server("POST", "/api/v1/admin/users/password", {"email": email, "password": password})
+    click.echo(made["user"]["id"] + (f"  password: {made['password']}" if made["password"] else ""))
+
+
+@main.group("key")
+def key_group() -> None:
+    """API keys."""
+
+
+@key_group.command("create")
+@click.argument("email")
+@click.option("--name", default="API key", help="To tell it from others.")
+def key_create(email: str, name: str) -> None:
+    """Make an API key, and print only it."""
+    click.echo(tell_server("POST", "/api/v1/admin/keys", {"email": email, "name": name})["apiKey"])
+
+
+@main.command("grant")
+@click.argument("email")
+@click.argument("credits", type=int)
+@click.option("--days", type=int, help="They expire after so many days.")
+@click.option("--note", default="", help="Why; the user sees it.")
+def grant_command(email: str, credits: int, days: int | None, note: str) -> None:
+    """Give credits."""
+    wish = {"email": email, "credits": credits, "days": days, "note": note}
+    click.echo(f"available: {tell_server('POST', '/api/v1/admin/credits/grant', wish)['availableCredits']}")
+
+
+@main.command("audit")
+def audit_command() -> None:
+    """Replay the journal: every hash, every balance."""
+    found = tell_server("GET", "/api/v1/admin/audit")
+    for fault in found["faults"]:
+        click.echo(fault)
+    click.echo(f"{found['transactions']} transactions, head {found['headHash']}: {'valid' if found['valid'] else 'NOT VALID'}")
+    sys.exit(0 if found["valid"] else 1)
+
+
+@main.command("check")
+def check_command() -> None:
+    """Look at everything the server stands on."""
+    found = tell_server("GET", "/api/v1/admin/check")
+    for item in found["checks"]:
+        click.echo(f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}")
+    sys.exit(0 if found["ok"] else 1)
+
+
+@main.command("generate")
+@click.argument("prompt")
+@click.option("--model", default="preview", show_default=True)
+@click.option("--duration", type=int, help="Seconds.")
+@click.option("--quality")
+@click.option("--aspect-ratio")
+@click.option("--seed", type=int)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("video.mp4"), show_default=True)
+@click.option("--server", envvar="VIDEOFLY_SERVER", help="Address of a server elsewhere.  [env: VIDEOFLY_SERVER]")
+@click.option("--key", envvar="VIDEOFLY_KEY", help="API key; else the oldest administrator pays.  [env: VIDEOFLY_KEY]")
+def generate_command(out: Path, server: str | None, key: str | None, **wish: Any) -> None:
+    """Make a video and fetch it."""
+    names = {"aspect_ratio": "aspectRatio"}
+    body = {names.get(name, name): given for name, given in wish.items() if given is not None}
+
+    async def run_client() -> None:
+        async with api(read_settings(os.environ), server, key) as client:
+            await fetch_video(client, await follow_video(client, body), out)
+
+    start(run_client())
+    click.echo(str(out))
+
+
+async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
+    """Order a video, show how it comes along, and return its address.  Once per Idempotency-Key, so that a
+    line that breaks orders nothing twice."""
+    client.headers["Idempotency-Key"] = secrets.token_hex(16)
+    id = (await ask(client, "POST", "/api/v1/video/generate", wish))["videoUuid"]
+    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
+        bar = bars.add_task(wish["prompt"][:40], total=100)
+        while True:
+            now = await ask(client, "GET", f"/api/v1/video/{id}/status")
+            bars.update(bar, completed=now["progress"])
+            if now["status"] == "COMPLETED":
+                return str(now["videoUrl"])
+            if now["status"] == "FAILED":
+                raise click.ClickException(f"{now['error']['code']}: {now['error']['message']} Nothing was charged.")
+            await asyncio.sleep(0.3)
+
+
+async def fetch_video(client: httpx.AsyncClient, url: str, out: Path) -> None:
+    """Stream a file to disk; without our key, where it is another's address."""
+    elsewhere = not url.startswith(str(client.base_url).rstrip("/") + "/")
+    part = out.with_name(out.name + ".part")
+    async with contextlib.AsyncExitStack() as stack:
+        source = await stack.enter_async_context(httpx.AsyncClient(timeout=60)) if elsewhere else client
+        answer = await stack.enter_async_context(source.stream("GET", url))
+        answer.raise_for_status()
+        with part.open("wb") as target:
+            async for chunk in answer.aiter_bytes():
+                target.write(chunk)
+    part.replace(out)
+
+
+if __name__ == "__main__":
+    main()
