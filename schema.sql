@@ -97,7 +97,6 @@ CREATE TABLE credit_packages (
 -- A payment may be announced many times, and grants once.
 CREATE UNIQUE INDEX credit_packages_once  ON credit_packages (trans_type, source_ref);
 CREATE INDEX credit_packages_by_user      ON credit_packages (user_id, id);
-CREATE INDEX credit_packages_spendable    ON credit_packages (user_id, spendable_until_at) WHERE remaining > 0;
 CREATE INDEX credit_packages_to_expire    ON credit_packages (spendable_until_at) WHERE remaining > 0 AND frozen = 0;
 
 -- What is frozen for one attempt at one video.  Ends once: settled (it was made, the credits are spent)
@@ -160,6 +159,10 @@ CREATE TRIGGER transactions_apply AFTER INSERT ON credit_transactions BEGIN
     WHERE id = NEW.package_id;
 END;
 
+CREATE TRIGGER transactions_one_by_one BEFORE INSERT ON credit_transactions     -- REPLACE would delete unnoticed
+WHEN NEW.id IS NOT (SELECT coalesce(max(id), 0) + 1 FROM credit_transactions) BEGIN
+    SELECT RAISE(ABORT, 'the_journal_has_no_gaps');
+END;
 CREATE TRIGGER transactions_no_update BEFORE UPDATE ON credit_transactions BEGIN
     SELECT RAISE(ABORT, 'the_journal_is_append_only');
 END;

@@ -28,11 +28,13 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
 import hmac
 import io
+import ipaddress
 import itertools
 import logging
 import math
@@ -41,11 +43,13 @@ import random
 import re
 import secrets
 import shutil
+import signal
+import socket
 import sqlite3
 import sys
+import textwrap
 import time
 import tomllib
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -88,12 +92,15 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from litestar import Controller, Litestar, MediaType, Request, Response, delete, get, post, route
+from litestar.connection import ASGIConnection
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.di import NamedDependency, Provide
 from litestar.enums import RequestEncodingType
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, OpenAPIFormat, OpenAPIType, Schema, SecurityScheme
 from litestar.params import Body, FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.static_files import create_static_files_router
@@ -113,6 +120,7 @@ T = TypeVar("T")
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
 
 KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
+SERVER = r"^(https?://[^/]+)?$"
 CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
 
 
@@ -127,22 +135,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: Annotated[str, _("folder for everything that is kept")] = "data"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _("port to listen on", ge=1, le=65535)] = 8000
-    public_url: Annotated[str, _("address that people use, where a proxy hides it; empty: as the request says", pattern=r"^(https?://[^/]+)?$")] = ""
-    trusted_proxies: Annotated[str, _("addresses whose X-Forwarded-For and -Proto are believed, comma-separated")] = "127.0.0.1"
-    catalog: Annotated[str, _("path of catalog.toml; empty: DATA/catalog.toml if there is one, else the built-in one")] = ""
-    signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up: anybody, those invited, nobody")] = "open"
+    public_url: Annotated[str, _("https://host as people see it; empty: as each request says", pattern=SERVER)] = ""
+    trusted_proxies: Annotated[str, _("addresses whose X-Forwarded-* are believed, comma-separated")] = "127.0.0.1"
+    catalog: Annotated[str, _("path of catalog.toml; empty: the one in the data folder, else the built-in one")] = ""
+    signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up: anybody, invited, nobody")] = "open"
     admin_email: Annotated[str, _("administrator made at start, if missing; needs the password too")] = ""
     admin_password: Annotated[str, _("password of that administrator")] = ""
     link_minutes: Annotated[int, _("life of a link to a file, minutes", ge=1, le=10080)] = 60
     video_max_concurrent: Annotated[int, _("unfinished videos a user may have", ge=1, le=100_000)] = 3
     video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
-    s3_endpoint: Annotated[str, _("S3 server, as https://host[:port]; empty: files stay in the data folder", pattern=r"^(https?://[^/]+)?$")] = ""
+    s3_endpoint: Annotated[str, _("S3 server, https://host; empty: files stay in the data folder", pattern=SERVER)] = ""
     s3_bucket: Annotated[str, _("bucket for videos and images")] = ""
     s3_access_key: Annotated[str, _("access key")] = ""
     s3_secret_key: Annotated[str, _("secret key")] = ""
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
-    s3_public_url: Annotated[str, _("S3 server as people reach it, where that differs from S3_ENDPOINT", pattern=r"^(https?://[^/]+)?$")] = ""
+    s3_public_url: Annotated[str, _("S3 server as people reach it, if not at S3_ENDPOINT", pattern=SERVER)] = ""
     # fmt: on
+
+
+S3_SETTINGS = ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key")
 
 
 class Refused(Exception):
@@ -177,10 +188,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 def check_groups(settings: Settings) -> Settings:
     """Settings that only make sense together."""
-    for group in (("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"), ("admin_email", "admin_password")):
+    for group in (S3_SETTINGS, ("admin_email", "admin_password")):
         missing = [variable(field) for field in group if not getattr(settings, field)]
         if 0 < len(missing) < len(group):
-            raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(map(variable, group))}.")
+            others = ", ".join(map(variable, group))
+            raise Refused(f"{' and '.join(missing)} must be set too, or none of {others}.")
     return settings
 
 
@@ -195,8 +207,8 @@ def settings_table() -> str:
     """The README's table of settings; a test compares the two."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
     for field in msgspec.structs.fields(Settings):
-        meta = get_args(field.type)[1]
-        rows.append(f"| `{variable(field.name)}` | {f'`{field.default}`' if field.default != '' else ''} | {meta.description} |")
+        default, meta = f"`{field.default}`" if field.default != "" else "", get_args(field.type)[1]
+        rows.append(f"| `{variable(field.name)}` | {default} | {meta.description} |")
     return "\n".join(rows)
 
 
@@ -208,45 +220,49 @@ def settings_table() -> str:
 
 
 class Problem(Exception):
-    status, code, message = 400, "E4009", "The request cannot be understood."
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    def __init_subclass__(cls, n: int, code: str) -> None:
+        cls.status, cls.code = n, code
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
-        self.message, self.details = message or self.message, details
+        self.message, self.details = message or str(self.__doc__), details
         super().__init__(self.message)
 
 
 # fmt: off
-class InsufficientCredits(Problem): status, code, message = 402, "E4001", "Not enough credits."
-class ModelNotFound(Problem):       status, code, message = 400, "E4002", "There is no such model."
-class InvalidDuration(Problem):     status, code, message = 400, "E4003", "The model does not offer that duration."
-class ImageRequired(Problem):       status, code, message = 400, "E4004", "The model needs an uploaded image as imageUrl."
-class TooManyRunning(Problem):      status, code, message = 429, "E4005", "The maximum of videos being made at once is reached."
-class VideoNotFound(Problem):       status, code, message = 404, "E4006", "There is no such video."
-class RetryNotAvailable(Problem):   status, code, message = 400, "E4007", "Only a failed video whose result was made can be retried."
-class OriginalExpired(Problem):     status, code, message = 410, "E4008", "The original video is gone; order it again."
-class Invalid(Problem):             status, code, message = 400, "E4009", "The request cannot be understood."
-class Unauthorized(Problem):        status, code, message = 401, "E4010", "Sign in, or send an API key as Authorization: Bearer vf_…"
-class Forbidden(Problem):           status, code, message = 403, "E4011", "That is not yours to do."
-class NotFound(Problem):            status, code, message = 404, "E4012", "There is no such thing here."
-class TooLarge(Problem):            status, code, message = 413, "E4013", "The body is too large."
-class TooManyAttempts(Problem):     status, code, message = 429, "E4014", "Too many attempts; wait a little."
-class KeyReused(Problem):           status, code, message = 422, "E4015", "That Idempotency-Key was used for another request."
-class EmailTaken(Problem):          status, code, message = 409, "E4016", "There is an account with that e-mail address."
-class AboveMaxCredits(Problem):     status, code, message = 402, "E4017", "The price is above maxCredits."
-class KeyLimitReached(Problem):     status, code, message = 402, "E4018", "That is more than the API key may still spend."
-class NotAnImage(Problem):          status, code, message = 415, "E4019", "Send a JPEG, PNG, WebP or GIF image."
-class SignUpClosed(Problem):        status, code, message = 403, "E4020", "Signing up needs an invitation here."
-class MethodNotAllowed(Problem):    status, code, message = 405, "E4021", "That method is not allowed here."
-class LinkExpired(Problem):         status, code, message = 403, "E4022", "That link is not valid, or not any more."
-class InvalidOption(Problem):       status, code, message = 400, "E4023", "The model does not offer that."
-class Cancelled(Problem):           status, code, message = 409, "E4024", "The video was cancelled."
-class AlreadyFinished(Problem):     status, code, message = 409, "E4025", "The video is finished."
-class ProviderFailed(Problem):      status, code, message = 502, "E5001", "The provider could not make the video."
-class StorageFailed(Problem):       status, code, message = 500, "E5002", "The video could not be stored."
-class CallbackFailed(Problem):      status, code, message = 500, "E5003", "The callback could not be processed."
-class Bug(Problem):                 status, code, message = 500, "E5004", "Something went wrong on our side."
-class DiskFull(Problem):            status, code, message = 507, "E5005", "The disk is full; nothing was changed."
-class Busy(Problem):                status, code, message = 503, "E5006", "Too much to do at the moment; try again."
+class InsufficientCredits(Problem, n=402, code="E4001"):  """Not enough credits."""
+class ModelNotFound(Problem, n=400, code="E4002"):        """There is no such model."""
+class InvalidDuration(Problem, n=400, code="E4003"):      """The model does not offer that duration."""
+class ImageRequired(Problem, n=400, code="E4004"):        """The model needs an uploaded image as imageUrl."""
+class TooManyRunning(Problem, n=429, code="E4005"):       """You have the maximum of videos being made."""
+class VideoNotFound(Problem, n=404, code="E4006"):        """There is no such video."""
+class RetryNotAvailable(Problem, n=400, code="E4007"):    """Only a failed video that was made can be retried."""
+class OriginalExpired(Problem, n=410, code="E4008"):      """The original video is gone; order it again."""
+class Invalid(Problem, n=400, code="E4009"):              """The request cannot be understood."""
+class Unauthorized(Problem, n=401, code="E4010"):         """Sign in, or send Authorization: Bearer vf_…"""
+class Forbidden(Problem, n=403, code="E4011"):            """That is not yours to do."""
+class NotFound(Problem, n=404, code="E4012"):             """There is no such thing here."""
+class TooLarge(Problem, n=413, code="E4013"):             """The body is too large."""
+class TooManyAttempts(Problem, n=429, code="E4014"):      """Too many attempts; wait a little."""
+class KeyReused(Problem, n=422, code="E4015"):            """That key came with another request before."""
+class EmailTaken(Problem, n=409, code="E4016"):           """There is an account with that e-mail address."""
+class AboveMaxCredits(Problem, n=402, code="E4017"):      """The price is above maxCredits."""
+class KeyLimitReached(Problem, n=402, code="E4018"):      """The API key may not spend that much any more."""
+class NotAnImage(Problem, n=415, code="E4019"):           """Send a JPEG, PNG, WebP or GIF image."""
+class SignUpClosed(Problem, n=403, code="E4020"):         """Signing up needs an invitation here."""
+class MethodNotAllowed(Problem, n=405, code="E4021"):     """That method is not allowed here."""
+class LinkExpired(Problem, n=403, code="E4022"):          """That link is not valid, or not any more."""
+class InvalidOption(Problem, n=400, code="E4023"):        """The model does not offer that."""
+class Cancelled(Problem, n=409, code="E4024"):            """The video was cancelled."""
+class AlreadyFinished(Problem, n=409, code="E4025"):      """The video is finished."""
+class ProviderFailed(Problem, n=502, code="E5001"):       """The provider could not make the video."""
+class StorageFailed(Problem, n=500, code="E5002"):        """The video could not be stored."""
+class CallbackFailed(Problem, n=500, code="E5003"):       """The callback could not be processed."""
+class Bug(Problem, n=500, code="E5004"):                  """Something went wrong on our side."""
+class DiskFull(Problem, n=507, code="E5005"):             """The disk is full; nothing was changed."""
+class Busy(Problem, n=503, code="E5006"):                 """Too much to do at the moment; try again."""
 # fmt: on
 
 
@@ -254,7 +270,7 @@ def error_table() -> str:
     """The README's table of error codes; a test compares the two."""
     kinds = sorted(Problem.__subclasses__(), key=lambda kind: kind.code)
     rows = ["| code | status | meaning |", "|---|---|---|"]
-    return "\n".join(rows + [f"| {kind.code} | {kind.status} | {kind.message} |" for kind in kinds])
+    return "\n".join(rows + [f"| {kind.code} | {kind.status} | {kind.__doc__} |" for kind in kinds])
 
 
 # ---------------------------------------------------------------------------
@@ -272,7 +288,7 @@ Db = sqlite3.Connection
 Act = Callable[[Db], Any]
 
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
-BATCH_MAX = 64  # transactions that share a commit
+BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
 
 PRAGMAS = """
@@ -288,6 +304,7 @@ WRITER_PRAGMAS = """
     PRAGMA wal_autocheckpoint = 4000;
 """
 
+APPLICATION_ID = 0x56464C59  # as schema.sql has it
 MIGRATIONS: list[str] = []  # MIGRATIONS[n] takes a file from version n + 1 to n + 2
 
 
@@ -332,7 +349,8 @@ class Database:
             finally:
                 if database._committing:
                     await database._committing
-                await writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
+                with contextlib.suppress(sqlite3.Error):  # on a full disk
+                    await writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
 
     async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         """Run fn as a transaction: all of it happens, durably, or on any exception none."""
@@ -404,7 +422,7 @@ def attempt(db: Db, act: Act) -> Outcome:
     try:
         result = act(db)
     except Exception as failure:
-        # A full disk ends the whole transaction, not only the savepoint (https://sqlite.org/lang_transaction.html).
+        # A full disk ends the whole transaction, not only the savepoint: sqlite.org/lang_transaction.html
         if not db.in_transaction or is_storage_failure(failure):
             raise
         db.execute("ROLLBACK TO act")
@@ -424,20 +442,29 @@ def as_problem(failure: sqlite3.Error) -> Exception:
 
 
 def connect(path: Path | str, *, read_only: bool = False) -> Db:
-    db = sqlite3.connect(f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}", uri=True, isolation_level=None)
-    db.executescript(PRAGMAS + ("PRAGMA query_only = ON;" if read_only else WRITER_PRAGMAS))
-    return db
+    """Raises Refused, and leaves the file as it is, when that is not one of ours."""
+    mode = "ro" if read_only else "rwc"
+    with contextlib.ExitStack() as undo:
+        try:
+            db = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, isolation_level=None)
+            undo.callback(db.close)
+            db.executescript(PRAGMAS)
+            if value(db, "SELECT 1 FROM sqlite_schema, pragma_application_id WHERE application_id <> :ours",
+                     ours=APPLICATION_ID):  # fmt: skip
+                raise Refused(f"{path} is a database, but not one of VideoFly's.")
+            db.executescript("PRAGMA query_only = ON;" if read_only else WRITER_PRAGMAS)
+        except sqlite3.Error as error:
+            raise Refused(f"{path}: {error}.") from None
+        undo.pop_all()
+        return db
 
 
 def migrate(db: Db, path: Path | None = None) -> None:
     """Bring a file to the newest version, after a copy of it was taken beside it."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     newest = len(MIGRATIONS) + 1
     if version > newest:
-        raise Refused(f"The database is version {version}; this program knows up to {newest}. Start the newer program.")
-    if version == 0 and tables:
-        raise Refused(f"{path} is a database, but not one of VideoFly's.")
+        raise Refused(f"The database is version {version}; this program knows up to {newest}.")
     if version == 0:
         db.executescript(f"BEGIN IMMEDIATE; {(FILES / 'schema.sql').read_text()} COMMIT;")
     elif version < newest and path:
@@ -451,12 +478,13 @@ def migrate(db: Db, path: Path | None = None) -> None:
 @functools.cache
 def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    return {name: cast_for(hint) for name, hint in get_type_hints(as_).items() if name in as_.__struct_fields__}
+    hints = get_type_hints(as_)
+    return {name: cast_for(hints[name]) for name in as_.__struct_fields__}
 
 
 def cast_for(hint: Any) -> Callable[[Any], Any] | None:
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
-    match kinds[0]:
+    optional = type(None) in get_args(hint)
+    match get_args(hint)[0] if optional else hint:
         case kind if kind is bool:
             return bool
         case kind if kind is datetime:
@@ -542,6 +570,9 @@ def write_cursor(position: Any) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
 
 
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # in a list; what SQLite can hold
+
+
 def read_cursor(cursor: str, as_: type[T]) -> T:
     """Where the last page ended.  Raises Invalid."""
     try:
@@ -560,9 +591,11 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
+Some = msgspec.Meta(min_length=1)
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Credits = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")]
 Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
 
@@ -576,11 +609,11 @@ class Model(Strict, frozen=True):
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._/-]{0,99}$")]
     name: Name
     description: str
-    providers: Annotated[list[str], msgspec.Meta(min_length=1)]
-    modes: Annotated[list[Literal["text", "image"]], msgspec.Meta(min_length=1)]
-    durations: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=600)]], msgspec.Meta(min_length=1)]  # seconds
-    aspect_ratios: Annotated[list[Ratio], msgspec.Meta(min_length=1)]
-    qualities: Annotated[dict[Quality, Decimal], msgspec.Meta(min_length=1)]
+    providers: Annotated[list[str], Some]
+    modes: Annotated[list[Literal["text", "image"]], Some]
+    durations: Annotated[list[Seconds], Some]
+    aspect_ratios: Annotated[list[Ratio], Some]
+    qualities: Annotated[dict[Quality, Decimal], Some]
     price: Price
     enabled: bool = True
 
@@ -612,7 +645,7 @@ class CreditRules(Strict, frozen=True):
 
 class Catalogue(Strict, frozen=True):
     credits: CreditRules
-    models: Annotated[list[Model], msgspec.Meta(min_length=1)]
+    models: Annotated[list[Model], Some]
     packs: list[Pack] = []
     plans: list[Plan] = []
     version: str = ""  # digest of the file; kept on each hold
@@ -621,7 +654,7 @@ class Catalogue(Strict, frozen=True):
         found = next((model for model in self.models if model.id == id and model.enabled), None)
         if found is None:
             offered = [model.id for model in self.models if model.enabled]
-            raise ModelNotFound(f"There is no model {id[:100]!r}. On offer: {', '.join(offered)}.", offered=offered)
+            raise ModelNotFound(f"There is no model {id!r}. On offer: {', '.join(offered)}.", offered=offered)
         return found
 
 
@@ -644,15 +677,16 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
     """What types cannot say: (key, reason)."""
     if catalogue.version:
         yield "version", "it is computed, not set"
-    for kind, things in (("models", catalogue.models), ("packs", catalogue.packs), ("plans", catalogue.plans)):
-        ids = [thing.id for thing in things]
+    for kind in ("models", "packs", "plans"):
+        ids = [thing.id for thing in getattr(catalogue, kind)]
         for n, id in enumerate(ids):
             if id in ids[:n]:
                 yield f"{kind}[{n}].id", f"{id!r} is there twice"
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
-            yield f"models[{n}].providers", f"there is no provider {unknown!r}; there are {', '.join(sorted(providers))}"
-        if not all(part.is_finite() and 0 <= part <= 1_000_000 for part in (model.price.base, model.price.per_second, *model.qualities.values())):
+            yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
+        numbers = (model.price.base, model.price.per_second, *model.qualities.values())
+        if not all(number.is_finite() and 0 <= number <= 1_000_000 for number in numbers):
             yield f"models[{n}].price", "its numbers must be 0 to 1000000"
             continue
         for duration, quality in itertools.product(model.durations, model.qualities):
@@ -672,17 +706,18 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
 
 
 Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
-ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="what POST /api/v1/upload returned")]
+ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 
 
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
 
-    problems = {"model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption, "quality": InvalidOption}
+    problems = {"model": ModelNotFound, "duration": InvalidDuration,
+                "aspectRatio": InvalidOption, "quality": InvalidOption}  # fmt: skip
 
     model: Annotated[str, msgspec.Meta(max_length=100)]
     prompt: Prompt
-    duration: Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")] | None = None
+    duration: Seconds | None = None
     aspect_ratio: Annotated[str, msgspec.Meta(max_length=10)] | None = None
     quality: Annotated[str, msgspec.Meta(max_length=10)] | None = None
     image_url: ImageUrl | None = None
@@ -716,18 +751,19 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
     model = catalogue.model(wish.model)
     duration = model.durations[0] if wish.duration is None else wish.duration
     if duration not in model.durations:
-        raise InvalidDuration(f"duration must be one of {sorted(model.durations)} seconds.", offered=sorted(model.durations))
+        seconds = sorted(model.durations)
+        raise InvalidDuration(f"duration must be one of {seconds} seconds.", offered=seconds)
     ratio = offered("aspectRatio", wish.aspect_ratio, model.aspect_ratios)
     quality = offered("quality", wish.quality, list(model.qualities))
     credits = price(model, duration=duration, quality=quality)
     if wish.max_credits is not None and credits > wish.max_credits:
-        raise AboveMaxCredits(f"It costs {credits} credits; maxCredits is {wish.max_credits}.", credits=credits)
-    prompt = wish.prompt.replace("\0", "").strip()
+        raise AboveMaxCredits(f"It costs {credits} credits, above {wish.max_credits}.", credits=credits)
+    prompt = wish.prompt.strip()
     if not prompt:
         raise Invalid("prompt must be 1 to 4000 characters.", field="prompt")
     return Order(
-        model.id, model.providers[0], prompt, (wish.negative_prompt or "").replace("\0", "").strip(), duration, ratio,
-        quality, seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits, catalogue.version,
+        model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
+        seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits, catalogue.version,
     )  # fmt: skip
 
 
@@ -765,8 +801,8 @@ NO_HASH = "0" * 64  # what the first row of the journal builds on
 SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
 
 Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refund"]
-TransType = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "VIDEO_CONSUME", "REFUND", "EXPIRED", "SYSTEM_ADJUST"]
 Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
+TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 
 
 class Output(msgspec.Struct, frozen=True, rename="camel"):
@@ -791,13 +827,17 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
           expires_at: int | None, now: int) -> bool:  # fmt: skip
     """Give credits, once per source.  False: they were given before."""
     package_id = insert(db, """
-        INSERT INTO credit_packages (user_id, trans_type, source_ref, initial, created_at, expires_at, spendable_until_at)
+        INSERT INTO credit_packages (user_id, trans_type, source_ref, initial, created_at, expires_at,
+                                     spendable_until_at)
         VALUES (:user_id, :trans_type, :source_ref, :credits, :now, :expires_at, :expires_at)
         ON CONFLICT (trans_type, source_ref) DO NOTHING
-    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits, now=now, expires_at=expires_at)
+    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits, expires_at=expires_at,
+        now=now)  # fmt: skip
     if package_id:
-        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type, credits=credits, note=note, now=now)
-        tell(db, user_id=user_id, type="credits.granted", data={"credits": credits, "transType": trans_type}, now=now)
+        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type, credits=credits,
+               note=note, now=now)  # fmt: skip
+        told = {"credits": credits, "transType": trans_type}
+        tell(db, user_id=user_id, type="credits.granted", data=told, now=now)
     return bool(package_id)
 
 
@@ -814,7 +854,8 @@ def draw(packages: list[Spendable], credits: int) -> list[Draw]:
     """How so many credits are taken from packages in that order.  Raises InsufficientCredits."""
     available, missing, draws = sum(package.remaining for package in packages), credits, []
     if available < credits:
-        raise InsufficientCredits(f"That takes {credits} credits; you have {available}.", required=credits, available=available)
+        sentence = f"That takes {credits} credits; you have {available}."
+        raise InsufficientCredits(sentence, required=credits, available=available)
     for package in packages:
         taken = min(package.remaining, missing)
         if taken == 0:
@@ -844,11 +885,12 @@ def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
     limit = value(db, "SELECT credit_limit FROM api_keys WHERE id = :id", id=api_key_id)
     if limit is None:
         return
-    spent = value(db, "SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released'",
-                  id=api_key_id)  # fmt: skip
-    if spent + credits > limit:
-        raise KeyLimitReached(f"That takes {credits} credits; the key may still spend {limit - spent}.",
-                              required=credits, available=limit - spent)  # fmt: skip
+    left = limit - value(db, """
+        SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released'
+    """, id=api_key_id)
+    if credits > left:
+        sentence = f"That takes {credits} credits; the key may still spend {left}."
+        raise KeyLimitReached(sentence, required=credits, available=left)
 
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
@@ -867,12 +909,13 @@ class HeldPart(msgspec.Struct, frozen=True):
     package_id: int
     credits: int
     remaining: int
+    expires_at: int | None
     spendable_until_at: int | None
 
 
 def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransType, now: int) -> bool:
     parts = many(db, HeldPart, """
-        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits, p.remaining, p.spendable_until_at
+        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits, p.remaining, p.expires_at, p.spendable_until_at
         FROM credit_holds h
         JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
         JOIN credit_packages p ON p.id = t.package_id
@@ -880,20 +923,23 @@ def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransT
     """, video_id=video_id)
     if not parts:
         return False
-    run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE id = :id", state=state, now=now, id=parts[0].hold_id)
-    for part in parts:
-        if kind == "release" and part.spendable_until_at is not None and part.spendable_until_at <= now:
+    run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE id = :id",
+        state=state, now=now, id=parts[0].hold_id)  # fmt: skip
+    for part in parts:  # first, so that the rows of one release stand together in the journal
+        if kind == "release" and part.expires_at is not None and part.expires_at <= now:
             give_grace(db, part, now=now)
+    for part in parts:
         record(db, user_id=part.user_id, package_id=part.package_id, hold_id=part.hold_id, kind=kind,
                trans_type=trans_type, credits=part.credits, now=now)  # fmt: skip
     return True
 
 
 def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
-    """Keep credits that come back too late spendable for a day.  What lay there unspent does not come back with them."""
-    if part.remaining:
+    """Keep credits that come back too late spendable for a day; not what lay there unspent."""
+    if part.remaining and part.spendable_until_at is not None and part.spendable_until_at <= now:
         record_expiry(db, user_id=part.user_id, package_id=part.package_id, credits=part.remaining, now=now)
-    run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id", until=now + GRACE, id=part.package_id)
+    run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
+        until=now + GRACE, id=part.package_id)  # fmt: skip
 
 
 class Expiring(msgspec.Struct, frozen=True):
@@ -903,10 +949,11 @@ class Expiring(msgspec.Struct, frozen=True):
 
 
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
-    """Take what remains in packages past their date with nothing frozen; at most limit packages, and say how many."""
+    """Take what remains in packages past their date with nothing frozen, and say in how many."""
     due = many(db, Expiring, """
         SELECT id, user_id, remaining FROM credit_packages
-        WHERE remaining > 0 AND frozen = 0 AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
+        WHERE remaining > 0 AND frozen = 0 AND spendable_until_at <= :now
+        ORDER BY spendable_until_at, id LIMIT :limit
     """, now=now, limit=limit)
     for package in due:
         record_expiry(db, user_id=package.user_id, package_id=package.id, credits=package.remaining, now=now)
@@ -914,7 +961,8 @@ def expire(db: Db, *, now: int, limit: int = 500) -> int:
 
 
 def record_expiry(db: Db, *, user_id: str, package_id: int, credits: int, now: int) -> None:
-    record(db, user_id=user_id, package_id=package_id, kind="expire", trans_type="EXPIRED", credits=credits, now=now)
+    record(db, user_id=user_id, package_id=package_id, kind="expire", trans_type="EXPIRED", credits=credits,
+           now=now)  # fmt: skip
     tell(db, user_id=user_id, type="credits.expired", data={"credits": credits}, now=now)
 
 
@@ -926,16 +974,17 @@ def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     tell(db, user_id=user_id, type="credits.deducted", data={"credits": credits}, now=now)
 
 
-def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: TransType, credits: int, now: int,
-           hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
+def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: TransType, credits: int,
+           now: int, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
-        SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ? ORDER BY id DESC LIMIT 1)
+        SELECT id, hash,
+               (SELECT balance_after FROM credit_transactions WHERE user_id = ? ORDER BY id DESC LIMIT 1)
         FROM credit_transactions ORDER BY id DESC LIMIT 1
     """, [user_id]).fetchone() or (0, NO_HASH, 0)  # fmt: skip
     remains = (remained or 0) + EFFECT[kind] * credits
     row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
-    db.execute("INSERT INTO credit_transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, chain(hash, row)))
+    db.execute(f"INSERT INTO credit_transactions VALUES (?{', ?' * len(row)})", (*row, chain(hash, row)))
 
 
 # What a row does to the credits that remain.
@@ -945,12 +994,12 @@ EFFECT: dict[Kind, int] = {
 
 
 def chain(before: str, row: tuple[Any, ...]) -> str:
-    """A journal row's hash: SHA-256 of the hash before it and of the row, without its hash, as a JSON list."""
+    """A journal row's hash: SHA-256 of the hash before it and of the row, without hash, as a JSON list."""
     return hashlib.sha256(before.encode() + msgspec.json.encode(row)).hexdigest()
 
 
 class Balance(Output, frozen=True):
-    """A user's credits, all told: total = available + frozen + used + expired + refunded + what is about to expire."""
+    """A user's credits, all told."""
 
     total_credits: int
     used_credits: int
@@ -966,7 +1015,8 @@ def balance(db: Db, *, user_id: str, now: int) -> Balance:
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
                coalesce(sum(frozen), 0) AS frozen_credits,
                coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
-               coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now AND spendable_until_at <= :soon), 0) AS expiring_soon,
+               coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now AND spendable_until_at <= :soon), 0)
+                   AS expiring_soon,
                u.debt, u.plan
         FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
     """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)  # noqa: S608
@@ -995,7 +1045,7 @@ def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Pa
         SELECT id, trans_type, initial, remaining, frozen, used, expired, refunded, created_at, expires_at,
                spendable_until_at AS spendable_until
         FROM credit_packages WHERE user_id = :user_id AND id < :before ORDER BY id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=read_cursor(cursor, int) if cursor else 2**62, limit=limit)
+    """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
     return cut(found, limit, lambda package: package.id)
 
 
@@ -1021,9 +1071,10 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Mov
                coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
         FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
         WHERE t.user_id = :user_id AND t.id < :before AND t.kind <> 'settle'
-          AND (t.hold_id IS NULL OR t.id = (SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
+          AND (t.hold_id IS NULL
+               OR t.id = (SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
         ORDER BY t.id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=read_cursor(cursor, int) if cursor else 2**62, limit=limit)
+    """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
     return cut(found, limit, lambda movement: movement.id)
 
 
@@ -1067,7 +1118,8 @@ def audit(db: Db) -> Proof:
         remaining[row[1]] = remaining.get(row[1], 0) + EFFECT[row[4]] * row[6]
         faults += row_faults(tuple(row), hash, before, remaining[row[1]])
         before = hash
-    faults += [f"{what} {id} does not add up" for what, id in db.execute("SELECT what, id FROM discrepancies LIMIT 100")]
+    discrepancies = db.execute("SELECT what, id FROM discrepancies LIMIT 100")
+    faults += [f"{what} {id} does not add up" for what, id in discrepancies]
     return proof_of(db, faults, count)
 
 
@@ -1081,8 +1133,9 @@ def row_faults(row: tuple[Any, ...], hash: str, before: str, remaining: int) -> 
 
 
 def proof_of(db: Db, faults: list[str], count: int) -> Proof:
-    head = db.execute("SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1").fetchone() or (0, NO_HASH)
-    return Proof(not faults, count, head[0], head[1], faults[:100])
+    head = db.execute("SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1").fetchone()
+    head_id, head_hash = head or (0, NO_HASH)
+    return Proof(not faults, count, head_id, head_hash, faults[:100])
 
 
 # ---------------------------------------------------------------------------
@@ -1119,7 +1172,8 @@ class User(Output, frozen=True):
 USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
 
 
-def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int) -> User:
+def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules,
+             now: int) -> User:  # fmt: skip
     """Make an account and give its welcome credits.  Raises EmailTaken."""
     id = new_id("usr")
     added = run(db, """
@@ -1191,35 +1245,47 @@ def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -
     Raises TooManyAttempts with the seconds to wait."""
     for kind, subject in (("account", account), ("address", address)):
         count_attempt(db, subject=f"{kind}:{subject}", free=FREE_FAILURES[kind], now=now)
-    return one(db, Credential, "SELECT id AS user_id, password_hash FROM users WHERE email = :email", email=email)
+    return one(db, Credential, """
+        SELECT id AS user_id, password_hash FROM users WHERE email = :email
+    """, email=email)
 
 
 def count_attempt(db: Db, *, subject: str, free: int, now: int) -> None:
-    blocked_until, failures = db.execute(
-        "SELECT blocked_until_at, failures FROM sign_in_failures WHERE subject = ?", [subject]).fetchone() or (0, 0)  # fmt: skip
+    blocked_until, failures = db.execute("""
+        SELECT blocked_until_at, failures FROM sign_in_failures WHERE subject = ?
+    """, [subject]).fetchone() or (0, 0)  # fmt: skip
     if blocked_until > now:
         wait_s = math.ceil((blocked_until - now) / SECOND)
         raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
     wait = 0 if failures + 1 < free else min(SECOND * 2 ** min(failures + 1 - free, 20), LONGEST_WAIT)
     run(db, """
-        INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at) VALUES (:subject, 1, :until, :now)
-        ON CONFLICT (subject) DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
+        INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at)
+        VALUES (:subject, 1, :until, :now) ON CONFLICT (subject)
+        DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
     """, subject=subject, until=now + wait, now=now)
 
 
-def finish_sign_in(db: Db, *, user_id: str, account: str, address: str, session_digest: str, now: int) -> None:
+def finish_sign_in(db: Db, *, user_id: str, account: str, address: str, session_digest: str,
+                   now: int) -> None:  # fmt: skip
     """The password was right: forget the attempt, and give the browser a session of its own.  The address is
     given back one attempt, not all: signing in to one's own account must not buy guesses at others'."""
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject", subject=f"account:{account}")
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject AND failures = 1", subject=f"address:{address}")
-    run(db, "UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :subject",
-        subject=f"address:{address}")  # fmt: skip
+    forget_attempt(db, account=account, address=address)
     start_session(db, user_id=user_id, digest=session_digest, now=now)
 
 
+def forget_attempt(db: Db, *, account: str, address: str) -> None:
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject", subject=f"account:{account}")
+    subject = f"address:{address}"
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject AND failures = 1", subject=subject)
+    run(db, """
+        UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :subject
+    """, subject=subject)
+
+
 def start_session(db: Db, *, user_id: str, digest: str, now: int) -> None:
-    run(db, "INSERT INTO sessions (digest, user_id, created_at, expires_at) VALUES (:digest, :user_id, :now, :end)",
-        digest=digest, user_id=user_id, now=now, end=now + SESSION_LIFE)  # fmt: skip
+    run(db, """
+        INSERT INTO sessions (digest, user_id, created_at, expires_at) VALUES (:digest, :user_id, :now, :end)
+    """, digest=digest, user_id=user_id, now=now, end=now + SESSION_LIFE)
 
 
 def end_session(db: Db, *, digest: str) -> None:
@@ -1290,7 +1356,7 @@ def new_api_key() -> str:
 
 
 def is_api_key(text: str) -> bool:
-    return len(text) == 52 and text.startswith("vf_") and hmac.compare_digest(text[-6:].encode(), checksum(text[3:-6]).encode())
+    return len(text) == 52 and text.startswith("vf_") and text[-6:] == checksum(text[3:-6])
 
 
 def checksum(body: str) -> str:
@@ -1305,7 +1371,8 @@ def base62(number: int, length: int) -> str:
     return "".join(reversed(digits))
 
 
-def prepare_key(key: str, *, name: str, credit_limit: int | None = None, expires_at: int | None = None) -> NewKey:
+def prepare_key(key: str, *, name: str, credit_limit: int | None = None,
+                expires_at: int | None = None) -> NewKey:  # fmt: skip
     return NewKey(digest(key), key[-4:], name, credit_limit, expires_at)
 
 
@@ -1314,25 +1381,27 @@ KEYS_MAX = 100  # unrevoked keys of a user
 
 
 def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
-    if value(db, "SELECT count(*) FROM api_keys WHERE user_id = :id AND revoked_at IS NULL", id=user_id) >= KEYS_MAX:
+    if len(list_keys(db, user_id=user_id)) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id = new_id("key")
     run(db, """
         INSERT INTO api_keys (id, user_id, digest, name, hint, credit_limit, created_at, expires_at)
         VALUES (:id, :user_id, :digest, :name, :hint, :credit_limit, :now, :expires_at)
-    """, id=id, user_id=user_id, digest=key.digest, name=key.name, hint=key.hint, credit_limit=key.credit_limit,
-        now=now, expires_at=key.expires_at)  # fmt: skip
+    """, id=id, user_id=user_id, now=now, **msgspec.structs.asdict(key))
     return many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0]
 
 
 def list_keys(db: Db, *, user_id: str) -> list[ApiKey]:
-    return many(db, ApiKey, API_KEY + " WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id", id=user_id)
+    return many(db, ApiKey, API_KEY + """
+        WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id
+    """, id=user_id)
 
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     """End a key at once.  Raises NotFound."""
-    if not run(db, "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL",
-               id=id, user_id=user_id, now=now):  # fmt: skip
+    if not run(db, """
+        UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL
+    """, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
 
 
@@ -1341,8 +1410,9 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM sessions WHERE expires_at <= :now", now=now)
     run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
-    run(db, "DELETE FROM events WHERE id < (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1)",
-        week_ago=now - 7 * DAY)  # fmt: skip
+    run(db, """
+        DELETE FROM events WHERE id < (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1)
+    """, week_ago=now - 7 * DAY)
 
 
 # ---------------------------------------------------------------------------
@@ -1352,7 +1422,7 @@ def forget_old(db: Db, *, now: int) -> None:
 #
 #   request --> PENDING --submit--> GENERATING --result--> UPLOADING --stored--> COMPLETED (settle)
 #                  |                    |                      |
-#                  +------ refused, timed out, cancelled ------+--> FAILED (release; retry while the result lives)
+#                  +------ refused, timed out, cancelled ------+--> FAILED (release; then perhaps retry)
 #
 # due_at is how work is asked for: a step that is done says when the next is due, and NULL says never.
 
@@ -1429,6 +1499,9 @@ class Job(msgspec.Struct, frozen=True):
 JOB = f"SELECT {', '.join(Job.__struct_fields__)} FROM videos"  # noqa: S608
 
 
+OWN = " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
+
+
 class Once(msgspec.Struct, frozen=True):
     """An Idempotency-Key, and a digest of the request that it came with."""
 
@@ -1438,8 +1511,9 @@ class Once(msgspec.Struct, frozen=True):
 
 def earlier_answer(db: Db, *, user_id: str, once: Once | None) -> bytes | None:
     """What the key was answered before.  Raises KeyReused when it came with another request."""
-    found = once and db.execute(
-        "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?", [user_id, once.key]).fetchone()  # fmt: skip
+    found = once and db.execute("""
+        SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?
+    """, [user_id, once.key]).fetchone()  # fmt: skip
     if not (once and found):
         return None
     if found[0] != once.fingerprint:
@@ -1447,7 +1521,7 @@ def earlier_answer(db: Db, *, user_id: str, once: Once | None) -> bytes | None:
     return str(found[1]).encode()
 
 
-def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Video, now: int) -> bytes:
+def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Output, now: int) -> bytes:
     text = as_json(answer)
     if once:
         run(db, """
@@ -1464,30 +1538,33 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
     check_running(db, user_id=user_id, max_running=max_running)
-    for key in order.images:
-        if not value(db, "SELECT 1 FROM uploads WHERE key = :key AND user_id = :user_id", key=key, user_id=user_id):
-            raise ImageRequired("There is no such image of yours; upload it first.", field="imageUrl")
+    check_images(db, user_id=user_id, images=order.images)
     run(db, """
-        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio, quality, seed,
-                            images, credits, due_at, deadline_at, created_at)
-        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio, :quality, :seed,
-                :images, :credits, :now, :deadline, :now)
-    """, id=id, user_id=user_id, model=order.model, provider=order.provider, prompt=order.prompt,
-        negative_prompt=order.negative_prompt, duration=order.duration, aspect_ratio=order.aspect_ratio,
-        quality=order.quality, seed=order.seed, images=as_json(order.images), credits=order.credits, now=now,
-        deadline=now + timeout)  # fmt: skip
+        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio,
+                            quality, seed, images, credits, due_at, deadline_at, created_at)
+        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio,
+                :quality, :seed, :images, :credits, :now, :deadline, :now)
+    """, **msgspec.structs.asdict(order) | {
+        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now, "deadline": now + timeout})
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
            catalog_version=order.catalog_version, now=now)  # fmt: skip
     announce(db, id=id, user_id=user_id, status="PENDING", progress=0, now=now)
-    video = Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration, order.aspect_ratio,
-                  order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
+    video = Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
+                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
     return keep_answer(db, user_id=user_id, once=once, answer=video, now=now)
 
 
+def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
+    for key in images:
+        if value(db, "SELECT user_id FROM uploads WHERE key = :key", key=key) != user_id:
+            raise ImageRequired("There is no such image of yours; upload it first.", field="imageUrl")
+
+
 def check_running(db: Db, *, user_id: str, max_running: int) -> None:
-    running = value(db, "SELECT count(*) FROM videos WHERE user_id = :user_id AND finished_at IS NULL", user_id=user_id)
+    running = value(db, "SELECT count(*) FROM videos WHERE user_id = :id AND finished_at IS NULL", id=user_id)
     if running >= max_running:
-        raise TooManyRunning(f"You have {running} videos being made; {max_running} is the most at once.", limit=max_running)
+        sentence = f"You have {running} videos being made; {max_running} is the most at once."
+        raise TooManyRunning(sentence, limit=max_running)
 
 
 def announce(db: Db, *, id: str, user_id: str, status: Status, progress: int, now: int) -> None:
@@ -1496,15 +1573,16 @@ def announce(db: Db, *, id: str, user_id: str, status: Status, progress: int, no
 
 
 def get_video(db: Db, *, user_id: str, id: str) -> Video:
-    found = one(db, Video, VIDEO + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id, user_id=user_id)
+    found = one(db, Video, VIDEO + OWN, id=id, user_id=user_id)
     if found is None:
         raise VideoNotFound
     return found
 
 
-def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> Page[Video]:
+def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int,
+                status: Status | None) -> Page[Video]:  # fmt: skip
     """A user's videos, newest first; the cursor holds time and id, because two may share a time."""
-    at, id = read_cursor(cursor, tuple[int, str]) if cursor else (2**62, "")
+    at, id = read_cursor(cursor, tuple[Position, str]) if cursor else (2**62, "")
     found = many(db, Video, VIDEO + """
         WHERE user_id = :user_id AND deleted_at IS NULL AND (created_at, id) < (:at, :id)
           AND (:status IS NULL OR status = :status)
@@ -1524,9 +1602,10 @@ def next_due(db: Db, *, after: int) -> int | None:
 
 
 def step_video(db: Db, job: Job, sets: str, *, now: int, **params: Any) -> bool:
-    """Change a video only if nobody has since the job was read.  False: somebody has, and the step is void."""
+    """Change a video only if nobody has since the job was read.  False: somebody has; the step is void."""
     return bool(run(db, f"""
-        UPDATE videos SET {sets} WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
+        UPDATE videos SET {sets}
+        WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
     """, id=job.id, was=job.status, attempt=job.attempt, now=now, **params))  # noqa: S608
 
 
@@ -1541,20 +1620,22 @@ def unsubmit(db: Db, *, job: Job, due_at: int, now: int) -> None:
 
 
 def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> bool:
-    """The provider took it.  The ref is kept whatever else happened, so that a cancelled video is cancelled there."""
-    if step_video(db, job, "status = 'GENERATING', ref = :ref, tries = 0, due_at = :due_at", ref=ref, due_at=due_at, now=now):
+    """The provider took it.  The ref is kept in any case: what was cancelled here is cancelled there too."""
+    if step_video(db, job, "status = 'GENERATING', ref = :ref, tries = 0, due_at = :due_at",
+                  ref=ref, due_at=due_at, now=now):  # fmt: skip
         announce(db, id=job.id, user_id=job.user_id, status="GENERATING", progress=0, now=now)
         return True
-    run(db, "UPDATE videos SET ref = :ref, due_at = :now WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL",
-        ref=ref, now=now, id=job.id)  # fmt: skip
+    run(db, """
+        UPDATE videos SET ref = :ref, due_at = :now WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
+    """, ref=ref, now=now, id=job.id)
     return False
 
 
 def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> None:
     """Still being made.  Asking again waits longer each time, until something moves."""
     moved = progress > job.progress
-    changed = step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at", progress=progress,
-                         tries=0 if moved else job.tries + 1, due_at=due_at, now=now)  # fmt: skip
+    changed = step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at",
+                         progress=progress, tries=0 if moved else job.tries + 1, due_at=due_at, now=now)  # fmt: skip
     if changed and moved:
         announce(db, id=job.id, user_id=job.user_id, status=job.status, progress=progress, now=now)
 
@@ -1562,7 +1643,8 @@ def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> 
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
     """The provider is done; its result has to be fetched while it lives."""
     if step_video(db, job, """
-        status = 'UPLOADING', progress = 100, tries = 0, due_at = :now, original_url = :url, original_until_at = :until_at
+        status = 'UPLOADING', progress = 100, tries = 0, due_at = :now,
+        original_url = :url, original_until_at = :until_at
     """, url=original_url, until_at=until_at, now=now):  # fmt: skip
         announce(db, id=job.id, user_id=job.user_id, status="UPLOADING", progress=100, now=now)
 
@@ -1581,8 +1663,8 @@ class Stored(msgspec.Struct, frozen=True):
 def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
     """The video is stored: say so and spend its credits, or neither.  False: it was cancelled meanwhile."""
     if not step_video(db, job, """
-        status = 'COMPLETED', due_at = NULL, finished_at = :now, storage_key = :storage_key, poster_key = :poster_key,
-        width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
+        status = 'COMPLETED', due_at = NULL, finished_at = :now,
+        storage_key = :storage_key, poster_key = :poster_key, width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
     """, now=now, **msgspec.structs.asdict(stored)):  # fmt: skip
         return False
     settled = settle(db, video_id=job.id, now=now)
@@ -1596,13 +1678,14 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False)
     at it, and the worker is asked to stop it there."""
     if step_video(db, job, """
         status = 'FAILED', finished_at = :now, due_at = :due_at, error_code = :code, error_message = :message
-    """, now=now, due_at=now if abandon and job.ref else None, code=problem.code, message=problem.message[:1000]):  # fmt: skip
+    """, now=now, due_at=now if abandon and job.ref else None, code=problem.code,
+        message=problem.message[:1000]):  # fmt: skip
         release(db, video_id=job.id, now=now)
         announce(db, id=job.id, user_id=job.user_id, status="FAILED", progress=job.progress, now=now)
 
 
 def find_job(db: Db, *, user_id: str, id: str) -> Job:
-    found = one(db, Job, JOB + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id, user_id=user_id)
+    found = one(db, Job, JOB + OWN, id=id, user_id=user_id)
     if found is None:
         raise VideoNotFound
     return found
@@ -1636,7 +1719,8 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
     job = find_job(db, user_id=user_id, id=id)
-    credits, until_at = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
+    credits, until_at = db.execute(
+        "SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()  # fmt: skip
     if job.status != "FAILED" or job.original_url is None:
         raise RetryNotAvailable
     if until_at is not None and until_at <= now:
@@ -1654,7 +1738,9 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
 
 def wake_job(db: Db, *, id: str, now: int) -> None:
     """Somebody says that a video has news: look at it now.  All a callback ever writes."""
-    run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now", id=id, now=now)
+    run(db, """
+        UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now
+    """, id=id, now=now)
 
 
 def finish_aftercare(db: Db, *, job: Job, now: int) -> None:
@@ -1667,8 +1753,10 @@ def finish_aftercare(db: Db, *, job: Job, now: int) -> None:
 
 
 def postpone(db: Db, *, job: Job, due_at: int, now: int) -> None:
-    run(db, "UPDATE videos SET tries = tries + 1, due_at = :due_at WHERE id = :id AND status = :status AND attempt = :attempt",
-        id=job.id, status=job.status, attempt=job.attempt, due_at=due_at)  # fmt: skip
+    run(db, """
+        UPDATE videos SET tries = tries + 1, due_at = :due_at
+        WHERE id = :id AND status = :status AND attempt = :attempt
+    """, id=job.id, status=job.status, attempt=job.attempt, due_at=due_at)
 
 
 class Upload(Output, frozen=True):
@@ -1678,7 +1766,8 @@ class Upload(Output, frozen=True):
 
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
     run(db, """
-        INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at) VALUES (:key, :user_id, :type, :size, :now)
+        INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at)
+        VALUES (:key, :user_id, :type, :size, :now)
     """, key=key, user_id=user_id, type=media_type, size=size_bytes, now=now)
 
 
@@ -1713,11 +1802,13 @@ class Quote(Output, frozen=True):
 
 
 def quote_video(db: Db, *, user_id: str, order: Order, now: int) -> Quote:
+    check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package.remaining for package in packages)
     enough = available >= order.credits
-    return Quote(order.credits, available, enough, draw(packages, order.credits) if enough else [], order.model,
-                 order.duration, order.aspect_ratio, order.quality, order.catalog_version)  # fmt: skip
+    draws = draw(packages, order.credits) if enough else []
+    return Quote(order.credits, available, enough, draws, order.model, order.duration, order.aspect_ratio,
+                 order.quality, order.catalog_version)  # fmt: skip
 
 
 class Hold(Output, frozen=True):
@@ -1766,10 +1857,12 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """, id=id)
     rows = many(db, JournalRow, """
         SELECT t.id, t.kind, t.package_id, t.credits, t.created_at, t.hash
-        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id WHERE h.video_id = :id ORDER BY t.id
+        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id
+        WHERE h.video_id = :id ORDER BY t.id
     """, id=id)
     charged = sum(hold.credits for hold in holds if hold.state == "settled")
-    return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged, video.error, holds, rows)
+    return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged,
+                   video.error, holds, rows)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -1778,7 +1871,8 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
 # What people and providers send is opened before it is believed.
 
 PIXELS_MAX = 40_000_000  # of an image, checked before it is decoded
-IMAGE_TYPES = {"JPEG": ("image/jpeg", "jpg"), "PNG": ("image/png", "png"), "WEBP": ("image/webp", "webp"), "GIF": ("image/gif", "gif")}
+IMAGE_TYPES = {"JPEG": ("image/jpeg", "jpg"), "PNG": ("image/png", "png"),
+               "WEBP": ("image/webp", "webp"), "GIF": ("image/gif", "gif")}  # fmt: skip
 CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open other files), no stills
 
 
@@ -1809,7 +1903,7 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
 
 
 def examine_image(content: bytes) -> tuple[str, str]:
-    """Media type and file ending of an image, by what it is and not by what it is called.  Raises NotAnImage."""
+    """Media type and file ending of an image, by what it is, not by its name.  Raises NotAnImage."""
     with open_image(content) as image:
         image.load()
         return IMAGE_TYPES[str(image.format)]
@@ -1819,7 +1913,10 @@ def open_still(content: bytes, enough: int) -> Image.Image:
     """The upright RGB picture, scaled down to at most `enough` pixels a side.  Raises NotAnImage."""
     with open_image(content) as image:
         image.thumbnail((enough, enough))  # before any copy: 40 megapixels are 160 MB each
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "I;16":  # convert() cuts 16 bits off at 255
+            upright = upright.point(lambda level: level / 256).convert("L")
+        upright = upright.convert("RGBA")
     ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
     return Image.alpha_composite(ground, upright).convert("RGB")
 
@@ -1906,80 +2003,27 @@ def frame_a_third_in(container: InputContainer) -> VideoFrame:
 # A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
 # in the picture and in the file that no AI made it.
 
-Colour = tuple[int, int, int]
 Size = tuple[int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Painter = Callable[[float], Image.Image]  # progress 0..1 -> one RGB picture of the frame's size
+Painter = Callable[[float], Image.Image]  # progress 0..1 -> one picture
+Stamp = tuple[Image.Image, Size]  # something drawn once, and where it is laid over every frame
 
 FPS = 24
 REPORTS = 20  # progress reports per render
 FIELD = 96  # pixels on the longer side of the small picture that is scaled up: soft, and cheap
 OVERSCAN = 1.2  # how much larger than the frame a still is kept, so that a zoom never enlarges it
 NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
-BLOBS = (  # palette index, half length and half breadth in longer sides of the frame
+PALETTES = (  # night to highlight, in even steps of OKLCH; the dark end is cool: dark yellow is mud
+    "#00111d #00316d #4f48bf #aa68df #f4a6e3", "#000e21 #003e5a #007974 #00ac6a #a2d686",
+    "#000e21 #21296f #6f3bb2 #c35dc3 #ffa3c8", "#0c0921 #002f6e #0069ae #00a9bb #60ddc0",
+    "#0c0921 #47195d #9a227d #e15278 #ffa78f", "#12071e #53124d #a61859 #e5564b #ffaf76",
+    "#170519 #3b1f67 #394fc1 #0094ef #54d8f4", "#170519 #5c0b39 #ac1730 #ea5b2c #ffbe85",
+)  # fmt: skip
+LIGHTS = (  # place in the palette, half length and breadth in longer sides; night between for depth
     (1, 1.1, 0.70), (2, 1.0, 0.50), (2, 0.9, 0.42), (3, 0.9, 0.36),
     (0, 0.9, 0.40), (3, 0.7, 0.26), (4, 0.6, 0.20), (4, 0.5, 0.17),
 )  # fmt: skip
 DASHES = str.maketrans("\u2010\u2011\u2013\u2014", "----")  # the built-in font has only the plain one
-
-
-class Blob(msgspec.Struct, frozen=True):
-    """A soft light on an elliptic orbit; lengths in longer sides of the frame, angles in radians."""
-
-    colour: Colour
-    home: tuple[float, float]
-    radii: tuple[float, float]
-    reach: tuple[float, float]
-    tilt: float
-    phase: float
-    laps: int  # whole laps per clip, so that the last frame meets the first; negative turns back
-
-    def mask(self, glow: Image.Image, size: Size, progress: float) -> Image.Image:
-        """Its light at `progress` (0..1), placed at sub-pixel precision so that slow motion never steps."""
-        angle = math.tau * self.laps * progress + self.phase
-        unit, half = max(size), glow.width / 2
-        x = (self.home[0] + self.reach[0] * math.cos(angle)) * unit
-        y = (self.home[1] + self.reach[1] * math.sin(angle)) * unit
-        tilt = self.tilt + self.reach[0] * math.sin(angle)
-        long, short = half / (self.radii[0] * unit), half / (self.radii[1] * unit)
-        a, b = math.cos(tilt) * long, math.sin(tilt) * long
-        d, e = -math.sin(tilt) * short, math.cos(tilt) * short
-        matrix = (a, b, half - a * x - b * y, d, e, half - d * x - e * y)
-        return glow.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-
-
-class Stamp(msgspec.Struct, frozen=True):
-    """Something drawn once and laid over every frame."""
-
-    ink: Image.Image
-    mask: Image.Image
-    at: tuple[int, int]
-
-
-def oklch(light: float, chroma: float, hue: float) -> Colour:
-    """An sRGB colour from OKLCH (hue in degrees), where equal steps look equal and palettes stay in tune."""
-    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    long = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    middle = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    return (
-        gamma(4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short),
-        gamma(-1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short),
-        gamma(-0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short),
-    )
-
-
-def gamma(linear: float) -> int:
-    """One sRGB byte from linear light, clipped into range."""
-    linear = min(max(linear, 0.0), 1.0)
-    return round(255 * (12.92 * linear if linear < 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055))
-
-
-def palette(rng: random.Random) -> list[Colour]:
-    """Five colours from night to highlight along one arc of hues, the dark end cool: dark yellow is mud."""
-    hue, arc = rng.uniform(220, 350), rng.choice((-1, 1)) * rng.uniform(80, 140)
-    steps = ((0.16, 0.05), (0.32, 0.12), (0.48, 0.18), (0.64, 0.18), (0.82, 0.12))
-    return [oklch(light, chroma, hue + arc * place / 4) for place, (light, chroma) in enumerate(steps)]
 
 
 def make_glow() -> Image.Image:
@@ -1988,44 +2032,46 @@ def make_glow() -> Image.Image:
     return Image.radial_gradient("L").point(fade)
 
 
-def make_blobs(rng: random.Random, colours: list[Colour], size: Size, seconds: int) -> list[Blob]:
-    """Eight lights: dark and wide first, bright and narrow last, with night between them for depth."""
-    wide, high = size[0] / max(size), size[1] / max(size)
-    laps = max(1, round(seconds / 9))
-    reach = min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
-    return [
-        Blob(
-            colour=colours[tone],
-            home=(rng.uniform(0.05, 0.95) * wide, rng.uniform(0.05, 0.95) * high),
-            radii=(length * rng.uniform(0.9, 1.1), breadth * rng.uniform(0.85, 1.15)),
-            reach=(reach * rng.uniform(0.7, 1.0), reach * rng.uniform(0.4, 0.7)),
-            tilt=rng.uniform(0, math.pi),
-            phase=rng.uniform(0, math.tau),
-            laps=rng.choice((-laps, laps)),
-        )
-        for tone, length, breadth in BLOBS
-    ]
+def drift(rng: random.Random, size: Size, seconds: int, length: float, breadth: float) -> Painter:
+    """Paints the mask of a soft light on an elliptic orbit, between pixels: slow motion never steps."""
+    glow, unit, laps = make_glow(), max(size), max(1, round(seconds / 9))
+    half, reach = glow.width / 2, min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
+    home = [side * rng.uniform(0.05, 0.95) for side in size]
+    long, short = (half / (radius * rng.uniform(0.85, 1.1) * unit) for radius in (length, breadth))
+    across, down = reach * rng.uniform(0.7, 1), reach * rng.uniform(0.4, 0.7)
+    turn, phase, lean = rng.choice((-laps, laps)), rng.uniform(0, math.tau), rng.uniform(0, math.pi)
+
+    def paint(progress: float) -> Image.Image:
+        angle = math.tau * turn * progress + phase  # whole laps: the last frame meets the first
+        x, y = home[0] + across * unit * math.cos(angle), home[1] + down * unit * math.sin(angle)
+        tilt = lean + across * math.sin(angle)
+        a, b = math.cos(tilt) * long, math.sin(tilt) * long
+        d, e = -math.sin(tilt) * short, math.cos(tilt) * short
+        matrix = (a, b, half - a * x - b * y, d, e, half - d * x - e * y)
+        return glow.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+    return paint
 
 
 def lights(rng: random.Random, size: Size, seconds: int) -> Painter:
     """Paints drifting lights over a night gradient, small and then scaled up."""
     small = (max(2, round(FIELD * size[0] / max(size))), max(2, round(FIELD * size[1] / max(size))))
-    colours, glow = palette(rng), make_glow()
-    blobs = make_blobs(rng, colours, size, seconds)
+    colours = rng.choice(PALETTES).split()
     shade = Image.linear_gradient("L").resize(small)
     night = Image.composite(Image.new("RGB", small, colours[1]), Image.new("RGB", small, colours[0]), shade)
+    drifts = [(colours[place], drift(rng, small, seconds, *radii)) for place, *radii in LIGHTS]
 
     def paint(progress: float) -> Image.Image:
         field = night.copy()
-        for blob in blobs:
-            field.paste(blob.colour, (0, 0, *small), blob.mask(glow, small, progress))
+        for colour, mask in drifts:
+            field.paste(colour, (0, 0, *small), mask(progress))
         return field.resize(size, Image.Resampling.BICUBIC)
 
     return paint
 
 
 def camera(rng: random.Random, data: bytes, size: Size) -> Painter:
-    """Paints a slow pan and zoom over the still in `data`; ValueError when that is not an image."""
+    """Paints a slow pan and zoom over the still in `data`.  Raises NotAnImage."""
     kept = (math.ceil(size[0] * OVERSCAN), math.ceil(size[1] * OVERSCAN))
     still = ImageOps.fit(open_still(data, 2 * max(kept)), kept, Image.Resampling.LANCZOS)
     angle, zooms = rng.uniform(0, math.tau), rng.sample((1.05, 1.16), 2)
@@ -2048,48 +2094,32 @@ def drawable(text: str, font: Font) -> bool:
     return all(char == " " or bytes(font.getmask(char)) != box for char in set(text))
 
 
-def fit_text(text: str, font: Font, width: float, tail: str = "") -> str:
-    """The longest start of `text` that fits `width` pixels with `tail`, ending between words if it can."""
-    if font.getlength(text) <= width:
-        return text
-    cut = next((n for n in range(len(text), 1, -1) if font.getlength(text[:n] + tail) <= width), 1)
-    space = text.rfind(" ", 0, cut + 1)
-    short = text[: space if space > cut // 2 else cut].rstrip()
-    return short.rstrip(" ,;:-") + tail if tail else short
-
-
 def wrap_text(text: str, font: Font, width: float) -> list[str]:
-    """One line if it fits `width` pixels, else two of similar length, the second cut with an ellipsis."""
-    whole = font.getlength(text)
-    if whole <= width:
-        return [text]
-    for limit in (whole * 0.54, whole * 0.62, width):
-        first = fit_text(text, font, min(limit, width))
-        rest = text[len(first) :].lstrip()
-        second = fit_text(rest, font, min(limit, width), "\u2026")
-        if second == rest:
-            break
-    return [first, second]
+    """One line if it fits `width` pixels, else two of similar length, else two cut with an ellipsis."""
+    whole = len(text)
+    even = (textwrap.wrap(text, letters) for letters in (whole, *range(whole // 2 + 1, whole)))
+    cut = (textwrap.wrap(text, letters, max_lines=2, placeholder="\u2026") for letters in range(whole, 0, -1))
+    fitting = (lines for lines in itertools.chain(even, cut)
+               if len(lines) <= 2 and all(font.getlength(line) <= width for line in lines))  # fmt: skip
+    return next(fitting, [])
 
 
-def caption(prompt: str, size: Size) -> list[Stamp]:
+def caption(prompt: str, size: Size) -> Stamp | None:
     """The prompt over a fading shade along the lower edge; nothing when the font lacks one of its glyphs."""
-    pitch, text = max(12, min(size) // 22), " ".join(prompt.split())[:400].translate(DASHES)
+    pitch, text = max(12, min(size) // 22), " ".join(prompt.split())[:240].translate(DASHES)
     font = ImageFont.load_default(pitch)
-    if not text or not drawable(text, font):
-        return []
-    lines = wrap_text(text, font, size[0] - 4 * pitch)
+    lines = wrap_text(text, font, size[0] - 4 * pitch) if text and drawable(text, font) else []
+    if not lines:
+        return None
     leading = round(pitch * 1.4)
-    band = (size[0], min(size[1], pitch * 5 + leading * len(lines)))
-    shade = Image.linear_gradient("L").point([round(0.6 * 255 * (s / 255) ** 1.5) for s in range(256)])
-    letters = Image.new("L", band)
-    for row, line in enumerate(reversed(lines)):
-        at = (2 * pitch, band[1] - 2 * pitch + pitch // 3 - row * leading)
-        ImageDraw.Draw(letters).text(at, line, fill=238, font=font, anchor="ls")
-    return [
-        Stamp(Image.new("RGB", band), shade.resize(band), (0, size[1] - band[1])),
-        Stamp(Image.new("RGB", band, "white"), letters, (0, size[1] - band[1])),
-    ]
+    band = Image.new("RGBA", (size[0], min(size[1], pitch * 5 + leading * len(lines))))
+    shade = Image.linear_gradient("L").point([round(0.6 * 255 * (step / 255) ** 1.5) for step in range(256)])
+    band.putalpha(shade.resize(band.size))
+    letters = Image.new("RGBA", band.size, "#fff0")
+    foot = (2 * pitch, band.height - 2 * pitch + pitch // 3 - leading * (len(lines) - 1))
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(letters).text((foot[0], foot[1] + row * leading), line, "#ffffffee", font, "ls")
+    return Image.alpha_composite(band, letters), (0, size[1] - band.height)
 
 
 def preview_mark(size: Size) -> Stamp:
@@ -2097,24 +2127,11 @@ def preview_mark(size: Size) -> Stamp:
     pitch, fine = max(9, min(size) // 42), 4  # drawn four times larger: Pillow's own outlines are jagged
     font = ImageFont.load_default(pitch * fine)
     wide, high = round(font.getlength("PREVIEW")) + 2 * pitch * fine, 2 * pitch * fine
-    mask = Image.new("L", (wide, high))
-    pen = ImageDraw.Draw(mask)
-    pen.rounded_rectangle((0, 0, wide - 1, high - 1), high // 2, fill=140)
-    ink = Image.new("L", mask.size)
-    ImageDraw.Draw(ink).text((wide / 2, high / 2), "PREVIEW", fill=255, font=font, anchor="mm")
-    mask.paste(245, (0, 0), ink)
-    mask, ink = mask.reduce(fine), ink.reduce(fine)
-    return Stamp(Image.merge("RGB", (ink, ink, ink)), mask, (size[0] - mask.width - 2 * pitch, 2 * pitch))
-
-
-def preview_frame(picture: Image.Image, stamps: list[Stamp], index: int, convert: VideoReformatter) -> VideoFrame:
-    """One encodable frame; the colours are converted as BT.709, which is what the stream declares."""
-    for stamp in stamps:
-        picture.paste(stamp.ink, stamp.at, stamp.mask)
-    rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
-    frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
-    frame.pts, frame.time_base = index, Fraction(1, FPS)
-    return frame
+    pill = Image.new("RGBA", (wide, high))
+    pen = ImageDraw.Draw(pill)
+    pen.rounded_rectangle((0, 0, wide - 1, high - 1), high // 2, "#0000008c")
+    pen.text((wide / 2, high / 2), "PREVIEW", "#fffffff5", font, "mm")
+    return pill.reduce(fine), (size[0] - wide // fine - 2 * pitch, 2 * pitch)
 
 
 def preview_stream(out: OutputContainer, prompt: str, size: Size) -> VideoStream:
@@ -2122,53 +2139,45 @@ def preview_stream(out: OutputContainer, prompt: str, size: Size) -> VideoStream
     out.metadata.update(title=" ".join(prompt.split())[:200], comment=NOTE, artist="VideoFly local preview")
     stream = out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20"})
     stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-    stream.codec_context.gop_size = 2 * FPS
-    stream.thread_count = 2
+    stream.thread_count, stream.codec_context.gop_size = 2, 2 * FPS
     stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # 1 is BT.709 in all three
     stream.codec_context.colorspace = stream.codec_context.color_range = 1  # and a range of 1 is 16..235
     return stream
 
 
-def render_preview(
-    target: Path,
-    *,
-    prompt: str,
-    seed: int,
-    seconds: int,
-    width: int,
-    height: int,
-    image: bytes | None,
-    report: Callable[[int], None],
-) -> None:
-    """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
+def preview_frames(paint: Painter, stamps: list[Stamp], frames: int) -> Iterator[VideoFrame]:
+    """Encodable frames, one at a time, in the colours of BT.709, which the stream declares."""
+    convert = VideoReformatter()
+    for index in range(frames):
+        picture = paint(index / frames)
+        for ink, at in stamps:
+            picture.paste(ink, at, ink)
+        rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
+        frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
+        frame.pts, frame.time_base = index, Fraction(1, FPS)
+        yield frame
 
+
+def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width: int, height: int,
+                   image: bytes | None, report: Callable[[int], None]) -> None:  # fmt: skip
+    """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
     `report` gets a percentage some twenty times; whatever it raises stops the work and leaves no file.
-    Raises ValueError for a size or an image that cannot be used, OSError when `target` cannot be written.
-    """
-    if min(seconds, width, height) < 1 or width % 2 or height % 2:
-        raise ValueError("A preview needs whole seconds and an even width and height.")
-    rng, size = random.Random(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()), (width, height)
+    Raises NotAnImage, and OSError when `target` cannot be written."""
+    rng, size, frames = random.Random(f"{seed}\n{prompt}"), (width, height), seconds * FPS
     paint = lights(rng, size, seconds) if image is None else camera(rng, image, size)
+    stamps = [stamp for stamp in (caption(prompt, size), preview_mark(size)) if stamp]
     try:
-        encode_preview(target, paint, prompt, size, seconds * FPS, report)
+        with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+            stream = preview_stream(out, prompt, size)
+            for index, frame in enumerate(preview_frames(paint, stamps, frames)):
+                if index * REPORTS // frames != (index - 1) * REPORTS // frames:
+                    report(index * 100 // frames)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        report(100)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
-
-
-def encode_preview(
-    target: Path, paint: Painter, prompt: str, size: Size, frames: int, report: Callable[[int], None]
-) -> None:
-    """Encode `frames` pictures, one at a time."""
-    stamps = [*caption(prompt, size), preview_mark(size)]
-    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        stream, convert = preview_stream(out, prompt, size), VideoReformatter()
-        for index in range(frames):
-            if index * REPORTS // frames != (index - 1) * REPORTS // frames:
-                report(index * 100 // frames)
-            out.mux(stream.encode(preview_frame(paint(index / frames), stamps, index, convert)))
-        out.mux(stream.encode())
-    report(100)
 
 
 # ---------------------------------------------------------------------------
@@ -2257,12 +2266,12 @@ def try_folder(root: Path) -> None:
 
 @contextlib.contextmanager
 def storage_failures() -> Iterator[None]:
-    """Whatever goes wrong with storage is a StorageFailed; the log has the cause, people have the sentence."""
+    """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause, people have the sentence."""
     try:
         yield
     except (OSError, urllib3.exceptions.HTTPError, ValueError) as failure:
         log.warning("storage: %s", failure)
-        raise StorageFailed from failure
+        raise (DiskFull() if getattr(failure, "errno", None) == errno.ENOSPC else StorageFailed()) from failure
     except Exception as failure:
         if type(failure).__module__.startswith("minio"):
             log.warning("storage: %s", failure)
@@ -2655,7 +2664,7 @@ STORE_TRIES = 6  # then the video has failed, and can be retried by hand while i
 LONGEST_PAUSE_S = 30
 STOPPING_S = 5  # what running steps are given to come to an end
 RESULT_MAX = 4 << 30  # bytes
-TRANSIENT = (httpx.HTTPError, StorageFailed, OSError)
+TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
 
 async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
@@ -2765,6 +2774,20 @@ async def follow(app: App, provider: Provider, job: Job) -> None:
 
 async def store(app: App, provider: Provider, job: Job) -> None:
     """Bring the provider's result into storage, and complete the video."""
+    try:
+        await bring_into_storage(app, provider, job)
+    except (NotAVideo, OriginalExpired) as failure:
+        unusable = failure if isinstance(failure, Problem) else ProviderFailed(f"The provider sent no video: {failure}.")
+        await app.db.write(fail, job=job, problem=unusable, now=app.now())
+    except TRANSIENT as failure:
+        if job.tries + 1 < STORE_TRIES:
+            raise
+        unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
+        await app.db.write(fail, job=job, problem=unstored, now=app.now())
+
+
+async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
+    """Afterwards no temporary file is left: on a full disk it has the room that the next line about it needs."""
     file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     try:
         await download(provider, job, file)
@@ -2777,14 +2800,6 @@ async def store(app: App, provider: Provider, job: Job) -> None:
         if not await app.db.write(complete, job=job, stored=stored, now=app.now()):
             await app.storage.delete(key)
             await app.storage.delete(poster_key)
-    except (NotAVideo, OriginalExpired) as failure:
-        unusable = failure if isinstance(failure, Problem) else ProviderFailed(f"The provider sent no video: {failure}.")
-        await app.db.write(fail, job=job, problem=unusable, now=app.now())
-    except TRANSIENT as failure:
-        if job.tries + 1 < STORE_TRIES:
-            raise
-        unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
-        await app.db.write(fail, job=job, problem=unstored, now=app.now())
     finally:
         file.unlink(missing_ok=True)
         poster.unlink(missing_ok=True)
@@ -2846,8 +2861,8 @@ async def working(app: App) -> AsyncIterator[None]:
         yield
     finally:
         app.stop()
+        await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
-        await task
         await finish_steps(app)
 
 
@@ -2928,7 +2943,7 @@ class StrictRequest(Request[Any, Any, State]):
             return msgspec.json.decode(body, type=field.annotation)
         except msgspec.ValidationError as error:
             raise refuse_field(field.annotation, str(error)) from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
 
@@ -2939,6 +2954,8 @@ def refuse_field(struct: type[Input], reason: str) -> Problem:
     """The Problem of a bad field, as the Struct wants it."""
     reason, _, path = reason.partition(" - at `$.")
     field = re.split(r"[.\[`]", path)[0]
+    if "unknown field" in reason:
+        reason += f"; the fields are {', '.join(struct.__struct_encode_fields__)}"
     kind = getattr(struct, "problems", {}).get(field, Invalid)
     return kind(f"{field}: {reason}." if field else f"{reason}.", field=field) if field else Invalid(f"{reason}.")
 
@@ -2965,7 +2982,7 @@ def ok(data: T) -> Answer[T]:
 
 REFUSED = {
     status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
-        f"{kind.code} {kind.message}" for kind in Problem.__subclasses__() if kind.status == status))
+        f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})
 }  # fmt: skip
 
@@ -2985,7 +3002,7 @@ def answer_http_exception(request: Request[Any, Any, Any], failure: HTTPExceptio
         case 404:
             problem: Problem = NotFound(f"There is nothing at {request.url.path}.")
         case 405:
-            allow = failure.headers.get("Allow", "") if failure.headers else ""
+            allow = (failure.headers or {}).get("allow", "")
             answer = answer_problem(request, MethodNotAllowed(f"Use {allow}." if allow else None))
             answer.headers.update({"Allow": allow})
             return answer
@@ -2994,9 +3011,24 @@ def answer_http_exception(request: Request[Any, Any, Any], failure: HTTPExceptio
         case status if status >= 500:
             return answer_bug(request, failure)
         case _:
-            extra = failure.extra if isinstance(failure.extra, list) else []
-            problem = Invalid("; ".join(f"{item.get('key')}: {item.get('message')}" for item in extra) or failure.detail)
+            problem = refuse_argument(failure)
     return answer_problem(request, problem)
+
+
+def refuse_argument(failure: HTTPException) -> Problem:
+    faults = failure.extra if isinstance(failure.extra, list) else []
+    key = "data" if "multipart" in failure.detail else next((fault.get("key", "") for fault in faults), "")
+    others = "; ".join(f"{fault.get('key')}: {fault.get('message')}" for fault in faults)
+    return Invalid(ARGUMENTS.get(key) or others or failure.detail)
+
+
+ARGUMENTS = {  # what Litestar would say in its own way
+    "data": "The body must be a JSON object; for an image, a multipart form with one file in the field `file`.",
+    "key": "Idempotency-Key must be 1 to 255 characters.",
+    "limit": "limit must be a whole number from 1 to 100.",
+    "cursor": "cursor must be a nextCursor that this address returned.",
+    "status": f"status must be one of {', '.join(get_args(Status))}.",
+}
 
 
 def answer_bug(request: Request[Any, Any, Any], bug: Exception) -> Response[Failed]:
@@ -3092,8 +3124,18 @@ async def provide_admin(request: Request[Any, Any, Any], app: NamedDependency[Ap
     return principal
 
 
+async def refuse_strangers(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Before anything that they sent is read.  The handler's dependency asks again, and it is remembered."""
+    request, wants = cast(Request[Any, Any, Any], connection), handler.parsed_fn_signature.parameters
+    if "admin" in wants:
+        await provide_admin(request, provide_app(request.app.state))
+    elif "user" in wants:
+        await provide_user(request, provide_app(request.app.state))
+
+
 AppPart = NamedDependency[App]
 UserPart = NamedDependency[Principal]
+WITH_KEY = [{"key": list[str]()}]  # for the document only: who may ask is decided by parameters
 Cursor = Annotated[str | None, QueryParameter(name="cursor", max_length=500, description="nextCursor of the page before")]
 Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=100)]
 IdempotencyKey = Annotated[str | None, HeaderParameter(
@@ -3174,6 +3216,7 @@ class Ordered(msgspec.Struct, frozen=True, rename="camel"):
 class Videos(Controller):
     path = "/api/v1/video"
     tags = ("videos",)
+    security = WITH_KEY
 
     @post("/generate", responses=REFUSED)
     async def generate(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[NewVideo],
@@ -3241,7 +3284,8 @@ class Videos(Controller):
 def new_uuid(now: int) -> str:
     """A UUID version 7 (RFC 9562): what is made together lies together in the index."""
     number = now << 80 | random.getrandbits(80)  # a name, not a secret: whose it is, is looked up
-    return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+    digits = f"{number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
@@ -3264,12 +3308,19 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
 # --- files
 
 
+IMAGE_FORM = {
+    "properties": {"file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)},
+    "required": ["file"],
+}
+
+
 class Files(Controller):
     tags = ("files",)
+    security = WITH_KEY
 
     @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
     async def upload(self, request: StrictRequest, app: AppPart, user: UserPart,
-                     data: Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART)],
+                     data: Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART, schema_extra=IMAGE_FORM)],
                      ) -> Answer[Upload]:  # fmt: skip
         """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
         file = data.get("file")
@@ -3330,6 +3381,7 @@ class History(Output, frozen=True):
 class CreditsController(Controller):
     path = "/api/v1/credit"
     tags = ("credits",)
+    security = WITH_KEY
 
     @get("/balance", responses=REFUSED)
     async def balance(self, app: AppPart, user: UserPart) -> Answer[Balance]:
@@ -3443,7 +3495,11 @@ def answer_signed_in(request: Request[Any, Any, Any], token: str, data: T, statu
 def client_address(request: Request[Any, Any, Any]) -> str:
     """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person has to spare."""
     host = request.client.host if request.client else ""
-    return ":".join(host.split(":")[:4]) if ":" in host else host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class Auth(Controller):
@@ -3491,14 +3547,14 @@ class Auth(Controller):
                            session_digest=digest(token), now=app.now())  # fmt: skip
         return answer_signed_in(request, token, await app.db.read(get_user, user_id=found.user_id), 200)
 
-    @post("/sign-out", status_code=204)
+    @post("/sign-out", status_code=204, responses=REFUSED)
     async def sign_out(self, request: StrictRequest, app: AppPart) -> Response[None]:
         token = request.cookies.get(cookie_name(request))
         if token:
             await app.change_account(end_session, digest=digest(token))
         return Response(None, status_code=204, cookies=[session_cookie(request, "", 0)])
 
-    @post("/password", status_code=200, responses=REFUSED)
+    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY)
     async def password(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[PasswordChange],
                        ) -> Response[Answer[User]]:  # fmt: skip
         """Change the password; every session ends but this one, which gets a new token."""
@@ -3508,6 +3564,7 @@ class Auth(Controller):
         has_one = found is not None and found.password_hash is not None
         if found and has_one and not await app.hash(verify_password, found.password_hash, data.current_password):
             raise Unauthorized("currentPassword is wrong.")
+        await app.db.write(forget_attempt, account=account, address=address)
         password_hash = await app.hash(HASHER.hash, data.new_password)
         await app.change_account(set_password, user_id=user.user_id, password_hash=password_hash,
                                  session_digest=digest(token), now=app.now())  # fmt: skip
@@ -3540,6 +3597,7 @@ async def make_key(app: App, user_id: str, wish: KeyWish) -> Answer[KeyMade]:
 class Account(Controller):
     path = "/api/v1"
     tags = ("accounts",)
+    security = WITH_KEY
 
     @get("/user/me", responses=REFUSED)
     async def me(self, app: AppPart, user: UserPart) -> Answer[User]:
@@ -3618,22 +3676,28 @@ class CheckList(Output, frozen=True):
     checks: list[Checked]
 
 
-def grant_by_admin(db: Db, *, email: str, credits: int, note: str, days: int | None, ref: str, now: int) -> Balance:
-    user = user_by_email(db, email=email)
-    grant(db, user_id=user.id, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=ref, note=note,
-          expires_at=now + days * DAY if days else None, now=now)  # fmt: skip
-    return balance(db, user_id=user.id, now=now)
+def grant_by_admin(db: Db, *, admin_id: str, once: Once | None, wish: Grant, now: int) -> bytes:
+    if earlier := earlier_answer(db, user_id=admin_id, once=once):
+        return earlier
+    user = user_by_email(db, email=wish.email)
+    ref = f"{admin_id}:{once.key}" if once else new_id("grant")
+    grant(db, user_id=user.id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=ref, note=wish.note,
+          expires_at=now + wish.days * DAY if wish.days else None, now=now)  # fmt: skip
+    return keep_answer(db, user_id=admin_id, once=once, answer=balance(db, user_id=user.id, now=now), now=now)
 
 
-def deduct_by_admin(db: Db, *, email: str, credits: int, note: str, now: int) -> Balance:
-    user = user_by_email(db, email=email)
-    deduct(db, user_id=user.id, credits=credits, note=note, now=now)
-    return balance(db, user_id=user.id, now=now)
+def deduct_by_admin(db: Db, *, admin_id: str, once: Once | None, wish: Deduction, now: int) -> bytes:
+    if earlier := earlier_answer(db, user_id=admin_id, once=once):
+        return earlier
+    user = user_by_email(db, email=wish.email)
+    deduct(db, user_id=user.id, credits=wish.credits, note=wish.note, now=now)
+    return keep_answer(db, user_id=admin_id, once=once, answer=balance(db, user_id=user.id, now=now), now=now)
 
 
 class Admin(Controller):
     path = "/api/v1/admin"
     tags = ("administration",)
+    security = WITH_KEY
 
     @post("/users", responses=REFUSED)
     async def add_user(self, app: AppPart, admin: UserPart, data: JSONBody[UserWish]) -> Answer[UserMade]:
@@ -3663,15 +3727,20 @@ class Admin(Controller):
         return ok(Invited(invite, f"{base_url(app, request)}/sign-up#{invite}"))
 
     @post("/credits/grant", responses=REFUSED)
-    async def grant(self, app: AppPart, admin: UserPart, data: JSONBody[Grant], key: IdempotencyKey = None) -> Answer[Balance]:
+    async def grant(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[Grant],
+                    key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
         """Give credits.  The same Idempotency-Key gives once."""
-        ref = f"{admin.user_id}:{key}" if key else new_id("grant")
-        return ok(await app.db.write(grant_by_admin, email=data.email, credits=data.credits, note=data.note,
-                                     days=data.days, ref=ref, now=app.now()))  # fmt: skip
+        once = once_of(request, key, data) if admin.user_id else None
+        stored = await app.db.write(grant_by_admin, admin_id=admin.user_id, once=once, wish=data, now=app.now())
+        return ok(msgspec.Raw(stored))  # type: ignore[arg-type]
 
     @post("/credits/deduct", responses=REFUSED)
-    async def deduct(self, app: AppPart, admin: UserPart, data: JSONBody[Deduction]) -> Answer[Balance]:
-        return ok(await app.db.write(deduct_by_admin, email=data.email, credits=data.credits, note=data.note, now=app.now()))
+    async def deduct(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[Deduction],
+                     key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
+        """Take credits back.  The same Idempotency-Key takes once."""
+        once = once_of(request, key, data) if admin.user_id else None
+        stored = await app.db.write(deduct_by_admin, admin_id=admin.user_id, once=once, wish=data, now=app.now())
+        return ok(msgspec.Raw(stored))  # type: ignore[arg-type]
 
     @get("/audit", responses=REFUSED)
     async def audit(self, app: AppPart, admin: UserPart) -> Answer[Proof]:
@@ -3759,12 +3828,23 @@ async def ready(app: AppPart) -> dict[str, str]:
     return {"status": "ready"}
 
 
+class Document(JsonRenderPlugin):
+    """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        names = "#/components/schemas/{name}"
+        _, bodies = msgspec.json.schema_components(Input.__subclasses__(), ref_template=names)
+        openapi_schema["components"]["schemas"].update(bodies)
+        return super().render(request, openapi_schema)
+
+
 OPENAPI = OpenAPIConfig(
     title="VideoFly",
     version="1",
     description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
     path="/openapi.json",
-    render_plugins=[JsonRenderPlugin(path="/")],
+    render_plugins=[Document(path="/")],
+    components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
 )
 
 
@@ -3782,6 +3862,7 @@ def http(app: App) -> Litestar:
         dependencies={
             "app": Provide(provide_app, sync_to_thread=False), "user": Provide(provide_user), "admin": Provide(provide_admin),
         },
+        guards=[refuse_strangers],
         exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
         openapi_config=OPENAPI,
         logging_config=None,
@@ -3808,8 +3889,10 @@ class Server(uvicorn.Server):
             click.echo(greeting(self.app))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which raises the signal once more at its end, before the app is closed.
         self.app.stop()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def greeting(app: App) -> str:
@@ -3827,17 +3910,29 @@ def greeting(app: App) -> str:
     ])  # fmt: skip
 
 
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on.  Raises Refused."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
+
+
 async def serve_until_stopped(settings: Settings) -> None:
+    with listen(settings) as listener:
+        await serve_on(listener, settings)
+
+
+async def serve_on(listener: socket.socket, settings: Settings) -> None:
     async with open_app(settings) as app:
         config = uvicorn.Config(
             http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None, access_log=False,
             server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
             timeout_keep_alive=75, timeout_graceful_shutdown=10,
         )  # fmt: skip
-        server = Server(config, app)
-        await server.serve()
-        if not server.started:
-            raise Refused(f"{settings.host}:{settings.port} cannot be listened on.")
+        await Server(config, app).serve([listener])
 
 
 @contextlib.asynccontextmanager

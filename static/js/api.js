@@ -20,6 +20,7 @@ async function send(method, path, body) {
     body: body && JSON.stringify(body),
   }).catch(() => { throw new Problem(0, { code: "offline" }) })
   const content = await answer.json().catch(() => null)
-  if (!answer.ok) throw new Problem(answer.status, content?.error)
+  if (answer.status === 401 && path !== "/api/auth/sign-in") dispatchEvent(new Event("signed-out"))
+  if (!answer.ok) throw new Problem(answer.status, content?.error ?? { code: "offline" })
   return content?.data
 }

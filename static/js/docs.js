@@ -1,5 +1,10 @@
 // The API's manual, from the document that the server makes of its own code.
 
-addEventListener("load", () => {
-  window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true })
-})
+const dark = matchMedia("(prefers-color-scheme: dark)")
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches) // Swagger UI's name for it
+
+dark.addEventListener("change", follow)
+follow()
+
+// Without the validator, which is somebody else's server.
+window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true, validatorUrl: null })

@@ -1,0 +1,198 @@
+"""How fast it is, as ratios measured side by side in one run.
+
+    python tests/benchmark.py [SECONDS] [ROUNDS]
+
+1. Accepted orders a second over HTTP, each durably committed, against a bare Litestar endpoint that decodes
+   and encodes the same bodies.  Both servers run as they are deployed (uvicorn, uvloop, httptools, one
+   process); one client of many connections drives them in turn.  The worker stands still: who makes the
+   videos is elsewhere.
+2. Start to ready, and memory when idle, of the real server.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import msgspec
+import uvicorn
+import uvloop
+from litestar import Litestar, post
+from litestar.params import JSONBody
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import videofly as v
+
+PEOPLE, CONNECTIONS = 1000, 128
+BODY = b'{"model":"preview","prompt":"a red fox over snow","duration":5}'
+
+
+# --- the two servers
+
+
+def serve(app, port):
+    config = uvicorn.Config(app, port=port, lifespan="off", log_config=None, access_log=False, server_header=False)
+    return uvicorn.Server(config).serve()
+
+
+@post("/api/v1/video/generate")
+async def bare(data: JSONBody[v.NewVideo]) -> v.Answer[v.Video]:
+    video = v.Video("0" * 36, "PENDING", data.model, data.prompt, "", 5, "16:9", "480p", 1, 5, 0, v.moment(0))
+    return v.Answer(True, video)
+
+
+async def serve_bare(port, _):
+    await serve(Litestar([bare], openapi_config=None, logging_config=None), port)
+
+
+async def serve_videofly(port, keys_file):
+    """The server with a thousand people, each with a key and credits to spare."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = v.Settings(data=folder, port=port, video_max_concurrent=100_000)
+        async with v.open_app(settings, work=False) as app:
+            keys = await asyncio.gather(*[a_person(app, n) for n in range(PEOPLE)])
+            Path(keys_file).write_text(json.dumps(keys))
+            await serve(v.http(app), port)
+
+
+async def a_person(app, n):
+    key = v.new_api_key()
+    user = await app.db.write(v.add_user, email=f"{n}@example.com", password_hash=None, is_admin=False,
+                              rules=app.catalogue.credits, now=app.now())
+    await app.db.write(v.grant, user_id=user.id, credits=10**8, trans_type="SYSTEM_ADJUST", source_ref=str(n), note="",
+                       expires_at=None, now=app.now())
+    await app.db.write(v.add_key, user_id=user.id, key=v.prepare_key(key, name="benchmark"), now=app.now())
+    return key
+
+
+# --- the client
+
+
+class Connection(asyncio.Protocol):
+    """Sends one request after the other and counts what is accepted."""
+
+    def __init__(self, requests):
+        self.requests, self.accepted, self.refused, self.buffer = requests, 0, 0, b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.send()
+
+    def send(self):
+        self.transport.write(next(self.requests))
+
+    def data_received(self, data):
+        self.buffer += data
+        head, _, rest = self.buffer.partition(b"\r\n\r\n")
+        at = head.lower().find(b"content-length: ")
+        if at < 0 or len(rest) < int(head[at + 16 :].split(b"\r\n", 1)[0]):
+            return
+        if head.startswith(b"HTTP/1.1 201"):
+            self.accepted += 1
+        else:
+            self.refused += 1
+        self.buffer = b""
+        self.send()
+
+
+def requests_of(keys, start):
+    n = start
+    while True:
+        n = (n + 1) % len(keys)
+        yield (b"POST /api/v1/video/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+               b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (keys[n].encode(), len(BODY), BODY))
+
+
+async def accepted_per_second(port, keys, seconds):
+    loop, connections = asyncio.get_running_loop(), []
+    for n in range(CONNECTIONS):
+        start = n * len(keys) // CONNECTIONS
+        _, connection = await loop.create_connection(lambda start=start: Connection(requests_of(keys, start)), "127.0.0.1", port)
+        connections.append(connection)
+    began = time.perf_counter()
+    await asyncio.sleep(seconds)
+    accepted, took = sum(c.accepted for c in connections), time.perf_counter() - began
+    refused = sum(c.refused for c in connections)
+    for connection in connections:
+        connection.transport.abort()
+    assert refused == 0, f"{refused} were refused"
+    return accepted / took
+
+
+@contextlib.contextmanager
+def server(name, port, *words):
+    process = subprocess.Popen([sys.executable, __file__, name, str(port), *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(port, path="/"):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code in (200, 404):
+                return
+        time.sleep(0.01)
+    raise SystemExit("a server does not start")
+
+
+def compare(seconds, rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        keys_file = f"{folder}/keys.json"
+        with server("serve_bare", 8791), server("serve_videofly", 8792, keys_file):
+            keys = json.loads(Path(keys_file).read_text())
+            ratios = []
+            for n in range(rounds + 1):
+                plain = uvloop.run(accepted_per_second(8791, keys, seconds))
+                orders = uvloop.run(accepted_per_second(8792, keys, seconds))
+                ratios.append(orders / plain)
+                print(f"{'warm-up' if n == 0 else f'round {n}'}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}")
+    print(f"orders / bare: median {statistics.median(ratios[1:]):.3f}, min {min(ratios[1:]):.3f}, max {max(ratios[1:]):.3f}")
+
+
+# --- the real server at rest
+
+
+def start_and_rest(rounds):
+    ready, memory = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            environ = os.environ | {"VIDEOFLY_DATA": folder, "VIDEOFLY_PORT": "8793"}
+            began = time.perf_counter()
+            process = subprocess.Popen([sys.executable, "-m", "videofly", "serve"], env=environ, stdout=subprocess.DEVNULL, cwd=v.HERE)
+            wait_for(8793, "/readyz")
+            ready.append(time.perf_counter() - began)
+            time.sleep(1)  # let what start left behind be freed
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+            process.terminate()
+            process.wait()
+    print(f"start to ready: median {statistics.median(ready):.2f} s, min {min(ready):.2f}, max {max(ready):.2f}")
+    print(f"idle memory: median {statistics.median(memory):.0f} MiB, max {max(memory):.0f}")
+
+
+def main():
+    if len(sys.argv) > 2 and sys.argv[1].startswith("serve_"):
+        uvloop.run(globals()[sys.argv[1]](int(sys.argv[2]), *(sys.argv[3:] or [None])))
+        return
+    seconds, rounds = float((sys.argv[1:] or [3])[0]), int((sys.argv[2:] or [5])[0])
+    print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, msgspec {msgspec.__version__}, {os.cpu_count()} cores")
+    compare(seconds, rounds)
+    start_and_rest(5)
+
+
+if __name__ == "__main__":
+    main()
