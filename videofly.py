@@ -78,6 +78,7 @@ import argon2
 import av
 import click
 import httpx
+import litestar
 import msgspec
 import offapi
 import rich.console
@@ -91,10 +92,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from litestar import Controller, Litestar, MediaType, Request, Response, delete, get, post, route
+from litestar import Controller, Litestar, MediaType, Response, delete, get, post, route
 from litestar.connection import ASGIConnection
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
-from litestar.di import NamedDependency, Provide
 from litestar.enums import RequestEncodingType
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
@@ -121,6 +121,7 @@ T = TypeVar("T")
 
 KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
 SERVER = r"^(https?://[^/]+)?$"
+EMAIL = r"^([^@\s]+@[^@\s]+)?$"
 CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
 
 
@@ -135,21 +136,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: Annotated[str, _("folder for everything that is kept")] = "data"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _("port to listen on", ge=1, le=65535)] = 8000
-    public_url: Annotated[str, _("https://host as people see it; empty: as each request says", pattern=SERVER)] = ""
-    trusted_proxies: Annotated[str, _("addresses whose X-Forwarded-* are believed, comma-separated")] = "127.0.0.1"
-    catalog: Annotated[str, _("path of catalog.toml; empty: the one in the data folder, else the built-in one")] = ""
-    signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up: anybody, invited, nobody")] = "open"
-    admin_email: Annotated[str, _("administrator made at start, if missing; needs the password too")] = ""
-    admin_password: Annotated[str, _("password of that administrator")] = ""
+    public_url: Annotated[str, _("https://host that people use; empty: as requests say", pattern=SERVER)] = ""
+    trusted_proxies: Annotated[str, _("whose X-Forwarded-* are believed, comma-separated")] = "127.0.0.1"
+    catalog: Annotated[str, _("path of catalog.toml; empty: the data folder's, else the built-in")] = ""
+    signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up")] = "open"
+    admin_email: Annotated[str, _("administrator made at start, if missing", pattern=EMAIL)] = ""
+    admin_password: Annotated[str, _("password of that administrator", pattern="^(.{8,256})?$")] = ""
     link_minutes: Annotated[int, _("life of a link to a file, minutes", ge=1, le=10080)] = 60
     video_max_concurrent: Annotated[int, _("unfinished videos a user may have", ge=1, le=100_000)] = 3
     video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
-    s3_endpoint: Annotated[str, _("S3 server, https://host; empty: files stay in the data folder", pattern=SERVER)] = ""
+    s3_endpoint: Annotated[str, _("S3 server, https://host; empty: the data folder", pattern=SERVER)] = ""
     s3_bucket: Annotated[str, _("bucket for videos and images")] = ""
     s3_access_key: Annotated[str, _("access key")] = ""
     s3_secret_key: Annotated[str, _("secret key")] = ""
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
-    s3_public_url: Annotated[str, _("S3 server as people reach it, if not at S3_ENDPOINT", pattern=SERVER)] = ""
+    s3_public_url: Annotated[str, _("S3 server as people reach it, if another", pattern=SERVER)] = ""
     # fmt: on
 
 
@@ -238,7 +239,7 @@ class InvalidDuration(Problem, n=400, code="E4003"):      """The model does not 
 class ImageRequired(Problem, n=400, code="E4004"):        """The model needs an uploaded image as imageUrl."""
 class TooManyRunning(Problem, n=429, code="E4005"):       """You have the maximum of videos being made."""
 class VideoNotFound(Problem, n=404, code="E4006"):        """There is no such video."""
-class RetryNotAvailable(Problem, n=400, code="E4007"):    """Only a failed video that was made can be retried."""
+class RetryNotAvailable(Problem, n=400, code="E4007"):    """Only what was made and then failed can be."""
 class OriginalExpired(Problem, n=410, code="E4008"):      """The original video is gone; order it again."""
 class Invalid(Problem, n=400, code="E4009"):              """The request cannot be understood."""
 class Unauthorized(Problem, n=401, code="E4010"):         """Sign in, or send Authorization: Bearer vf_…"""
@@ -664,7 +665,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
         text = path.read_text()
         catalogue = msgspec.convert(tomllib.loads(text, parse_float=Decimal), Catalogue)
     except msgspec.ValidationError as error:
-        reason, _, key = str(error).partition(" - at `$.")
+        reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: {error}") from None
@@ -831,11 +832,11 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
                                      spendable_until_at)
         VALUES (:user_id, :trans_type, :source_ref, :credits, :now, :expires_at, :expires_at)
         ON CONFLICT (trans_type, source_ref) DO NOTHING
-    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits, expires_at=expires_at,
-        now=now)  # fmt: skip
+    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits,
+        expires_at=expires_at, now=now)  # fmt: skip
     if package_id:
-        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type, credits=credits,
-               note=note, now=now)  # fmt: skip
+        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type,
+               credits=credits, note=note, now=now)  # fmt: skip
         told = {"credits": credits, "transType": trans_type}
         tell(db, user_id=user_id, type="credits.granted", data=told, now=now)
     return bool(package_id)
@@ -915,7 +916,8 @@ class HeldPart(msgspec.Struct, frozen=True):
 
 def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransType, now: int) -> bool:
     parts = many(db, HeldPart, """
-        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits, p.remaining, p.expires_at, p.spendable_until_at
+        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits,
+               p.remaining, p.expires_at, p.spendable_until_at
         FROM credit_holds h
         JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
         JOIN credit_packages p ON p.id = t.package_id
@@ -1015,8 +1017,8 @@ def balance(db: Db, *, user_id: str, now: int) -> Balance:
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
                coalesce(sum(frozen), 0) AS frozen_credits,
                coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
-               coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now AND spendable_until_at <= :soon), 0)
-                   AS expiring_soon,
+               coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now
+                                               AND spendable_until_at <= :soon), 0) AS expiring_soon,
                u.debt, u.plan
         FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
     """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)  # noqa: S608
@@ -1072,7 +1074,8 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Mov
         FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
         WHERE t.user_id = :user_id AND t.id < :before AND t.kind <> 'settle'
           AND (t.hold_id IS NULL
-               OR t.id = (SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
+               OR t.id = (SELECT max(id) FROM credit_transactions
+                          WHERE hold_id = t.hold_id AND kind = t.kind))
         ORDER BY t.id DESC LIMIT :limit + 1
     """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
     return cut(found, limit, lambda movement: movement.id)
@@ -1145,7 +1148,6 @@ def proof_of(db: Db, faults: list[str], count: int) -> Proof:
 
 SESSION_LIFE = 30 * DAY
 KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
-FREE_FAILURES = {"account": 5, "address": 20}  # wrong passwords before the waiting starts
 LONGEST_WAIT = 15 * MINUTE
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -1240,11 +1242,22 @@ class Credential(msgspec.Struct, frozen=True):
     password_hash: str | None
 
 
-def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> Credential | None:
+class Attempt(msgspec.Struct, frozen=True):
+    """At which account somebody tries, and from where; both as digests."""
+
+    account: str
+    address: str
+
+    def subjects(self) -> dict[str, int]:
+        """What the attempt is counted under, and how many are free."""
+        return {f"account:{self.account}": 5, f"address:{self.address}": 20}
+
+
+def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> Credential | None:
     """Count the attempt before the password is looked at, so that guesses at the same time count too.
     Raises TooManyAttempts with the seconds to wait."""
-    for kind, subject in (("account", account), ("address", address)):
-        count_attempt(db, subject=f"{kind}:{subject}", free=FREE_FAILURES[kind], now=now)
+    for subject, free in attempt.subjects().items():
+        count_attempt(db, subject=subject, free=free, now=now)
     return one(db, Credential, """
         SELECT id AS user_id, password_hash FROM users WHERE email = :email
     """, email=email)
@@ -1265,21 +1278,22 @@ def count_attempt(db: Db, *, subject: str, free: int, now: int) -> None:
     """, subject=subject, until=now + wait, now=now)
 
 
-def finish_sign_in(db: Db, *, user_id: str, account: str, address: str, session_digest: str,
-                   now: int) -> None:  # fmt: skip
-    """The password was right: forget the attempt, and give the browser a session of its own.  The address is
-    given back one attempt, not all: signing in to one's own account must not buy guesses at others'."""
-    forget_attempt(db, account=account, address=address)
+def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: str, now: int) -> User:
+    """The password was right: forget the attempt, and give the browser a session of its own."""
+    forget_attempt(db, attempt=attempt)
     start_session(db, user_id=user_id, digest=session_digest, now=now)
+    return get_user(db, user_id=user_id)
 
 
-def forget_attempt(db: Db, *, account: str, address: str) -> None:
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject", subject=f"account:{account}")
-    subject = f"address:{address}"
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :subject AND failures = 1", subject=subject)
+def forget_attempt(db: Db, *, attempt: Attempt) -> None:
+    """The address is given back one attempt, not all: signing in to one's own account must not buy guesses
+    at others'."""
+    account, address = attempt.subjects()
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :account", account=account)
+    run(db, "DELETE FROM sign_in_failures WHERE subject = :address AND failures = 1", address=address)
     run(db, """
-        UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :subject
-    """, subject=subject)
+        UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :address
+    """, address=address)
 
 
 def start_session(db: Db, *, user_id: str, digest: str, now: int) -> None:
@@ -1609,9 +1623,11 @@ def step_video(db: Db, job: Job, sets: str, *, now: int, **params: Any) -> bool:
     """, id=job.id, was=job.status, attempt=job.attempt, now=now, **params))  # noqa: S608
 
 
-def intend_submit(db: Db, *, job: Job, now: int) -> bool:
-    """Write down that the provider is about to be called: after a crash the answer is unknown, not absent."""
-    return step_video(db, job, "submitted_at = :now, due_at = deadline_at", now=now)
+def intend_submit(db: Db, *, job: Job, now: int, repeatable: bool = False) -> bool:
+    """Write down that the provider is about to be called: after a crash the answer is unknown, not absent.
+    An order that may be repeated stays due, so that after a crash it is."""
+    due_at = now if repeatable else job.deadline_at
+    return step_video(db, job, "submitted_at = :now, due_at = :due_at", due_at=due_at, now=now)
 
 
 def unsubmit(db: Db, *, job: Job, due_at: int, now: int) -> None:
@@ -1626,7 +1642,8 @@ def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> boo
         announce(db, id=job.id, user_id=job.user_id, status="GENERATING", progress=0, now=now)
         return True
     run(db, """
-        UPDATE videos SET ref = :ref, due_at = :now WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
+        UPDATE videos SET ref = :ref, due_at = :now
+        WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
     """, ref=ref, now=now, id=job.id)
     return False
 
@@ -1635,7 +1652,8 @@ def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> 
     """Still being made.  Asking again waits longer each time, until something moves."""
     moved = progress > job.progress
     changed = step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at",
-                         progress=progress, tries=0 if moved else job.tries + 1, due_at=due_at, now=now)  # fmt: skip
+                         progress=progress, tries=0 if moved else job.tries + 1, due_at=due_at,
+                         now=now)  # fmt: skip
     if changed and moved:
         announce(db, id=job.id, user_id=job.user_id, status=job.status, progress=progress, now=now)
 
@@ -1664,7 +1682,8 @@ def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
     """The video is stored: say so and spend its credits, or neither.  False: it was cancelled meanwhile."""
     if not step_video(db, job, """
         status = 'COMPLETED', due_at = NULL, finished_at = :now,
-        storage_key = :storage_key, poster_key = :poster_key, width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
+        storage_key = :storage_key, poster_key = :poster_key, width = :width, height = :height,
+        duration_ms = :duration_ms, size_bytes = :size_bytes
     """, now=now, **msgspec.structs.asdict(stored)):  # fmt: skip
         return False
     settled = settle(db, video_id=job.id, now=now)
@@ -2266,16 +2285,18 @@ def try_folder(root: Path) -> None:
 
 @contextlib.contextmanager
 def storage_failures() -> Iterator[None]:
-    """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause, people have the sentence."""
+    """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause."""
     try:
         yield
     except (OSError, urllib3.exceptions.HTTPError, ValueError) as failure:
         log.warning("storage: %s", failure)
-        raise (DiskFull() if getattr(failure, "errno", None) == errno.ENOSPC else StorageFailed()) from failure
+        full = getattr(failure, "errno", None) == errno.ENOSPC
+        raise (DiskFull() if full else StorageFailed()) from failure
     except Exception as failure:
         if type(failure).__module__.startswith("minio"):
             log.warning("storage: %s", failure)
-            raise StorageFailed(f"The video could not be stored: the bucket answered {getattr(failure, 'code', 'no sense')}.") from failure
+            reason = f"The bucket answered {getattr(failure, 'code', 'no sense')}."
+            raise StorageFailed(reason) from failure
         raise
 
 
@@ -2285,7 +2306,7 @@ class BucketStorage:
     def __init__(self, settings: Settings) -> None:
         self.bucket, self.life = settings.s3_bucket, timedelta(minutes=settings.link_minutes)
         self.client = bucket_client(settings, settings.s3_endpoint)
-        # A link is signed for the host that people see; signing needs no network as long as the region is given.
+        # Links are signed for the host that people see; with a region given, that needs no network.
         self.signer = bucket_client(settings, settings.s3_public_url or settings.s3_endpoint)
         # Of its own: six stuck uploads in the loop's executor would stop DNS for everything else.
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="bucket")
@@ -2298,7 +2319,7 @@ class BucketStorage:
         await self._call(self._put, key, file, media_type)
 
     def _put(self, key: str, file: Path, media_type: str) -> None:
-        self.client.fput_object(self.bucket, key, str(file), media_type, part_size=8 * 1024 * 1024, num_parallel_uploads=2)
+        self.client.fput_object(self.bucket, key, str(file), media_type, part_size=8 << 20)
         file.unlink(missing_ok=True)
 
     async def read(self, key: str) -> bytes:
@@ -2408,7 +2429,8 @@ class LocalProvider:
 
     async def submit(self, job: Job) -> str:
         width, height = frame_size(job.aspect_ratio, job.quality)
-        render = Render(f"{job.id}-{job.attempt}", job.prompt, job.seed, job.duration, width, height, next(iter(job.images), None))
+        image = job.images[0] if job.images else None
+        render = Render(f"{job.id}-{job.attempt}", job.prompt, job.seed, job.duration, width, height, image)
         self.start(render)
         return as_json(render)
 
@@ -2475,8 +2497,8 @@ class LocalProvider:
             self.progress[render.id] = min(percent, 99)
 
         report(0)
-        render_preview(part, prompt=render.prompt, seed=render.seed, seconds=render.seconds, width=render.width,
-                       height=render.height, image=image, report=report)  # fmt: skip
+        render_preview(part, prompt=render.prompt, seed=render.seed, seconds=render.seconds,
+                       width=render.width, height=render.height, image=image, report=report)  # fmt: skip
         os.replace(part, self.file(render.id))
 
 
@@ -2538,8 +2560,9 @@ class Watchers:
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage,
-                 providers: Mapping[str, Provider], secret: str, clock: Callable[[], float]) -> None:  # fmt: skip
+    def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, *,
+                 providers: Mapping[str, Provider], secret: str, clock: Callable[[], float],
+                 ) -> None:  # fmt: skip
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
         self.providers, self.secret, self.clock = providers, secret, clock
         self.temporary = Path(settings.data) / "temporary"
@@ -2589,7 +2612,7 @@ class App:
 HASHES_WAITING_MAX = 50
 # OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-NOBODYS_HASH = "$argon2id$v=19$m=19456,t=2,p=1$8mcbJ5jx4AbqPq8sXJe1pA$ETq7wjPUzVJrNxlTZzQG4aw5IqLXlxDhkVN8IvRLCls"
+NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"  # no password has it
 
 
 def verify_password(password_hash: str | None, password: str) -> bool:
@@ -2689,7 +2712,8 @@ async def begin_steps(app: App) -> float:
         if job.id not in app.working and len(app.working) < STEPS_AT_ONCE:
             app.working[job.id] = asyncio.create_task(take_step(app, job))
     upcoming = await app.db.read(next_due, after=now)
-    return LONGEST_PAUSE_S if upcoming is None else min(max((upcoming - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
+    pause_s = LONGEST_PAUSE_S if upcoming is None else (upcoming - app.now()) / SECOND
+    return min(max(pause_s, 0.01), LONGEST_PAUSE_S)
 
 
 async def take_step(app: App, job: Job) -> None:
@@ -2737,7 +2761,8 @@ async def step(app: App, job: Job) -> None:
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
     unknown = job.submitted_at is not None and not provider.repeatable
-    if unknown or not await app.db.write(intend_submit, job=job, now=app.now()):
+    intended = dict(job=job, repeatable=provider.repeatable, now=app.now())
+    if unknown or not await app.db.write(intend_submit, **intended):
         return
     try:
         ref = await provider.submit(job)
@@ -2763,10 +2788,12 @@ async def follow(app: App, provider: Provider, job: Job) -> None:
     snapshot = await provider.fetch(job.ref)
     match snapshot.state:
         case "running":
-            due_at = app.now() + back_off(job.tries, provider.poll_s, 1.3)
-            await app.db.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at, now=app.now())
+            now = app.now()
+            due_at = now + back_off(job.tries, provider.poll_s, 1.3)
+            await app.db.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at, now=now)
         case "succeeded" if snapshot.url:
-            await app.db.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at, now=app.now())
+            await app.db.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at,
+                               now=app.now())  # fmt: skip
         case _:
             problem = ProviderFailed(snapshot.error or "The provider finished without a result.")
             await app.db.write(fail, job=job, problem=problem, now=app.now())
@@ -2777,7 +2804,8 @@ async def store(app: App, provider: Provider, job: Job) -> None:
     try:
         await bring_into_storage(app, provider, job)
     except (NotAVideo, OriginalExpired) as failure:
-        unusable = failure if isinstance(failure, Problem) else ProviderFailed(f"The provider sent no video: {failure}.")
+        reason = ProviderFailed(f"The provider sent no video: {failure}.")
+        unusable = failure if isinstance(failure, Problem) else reason
         await app.db.write(fail, job=job, problem=unusable, now=app.now())
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
@@ -2787,7 +2815,7 @@ async def store(app: App, provider: Provider, job: Job) -> None:
 
 
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
-    """Afterwards no temporary file is left: on a full disk it has the room that the next line about it needs."""
+    """Afterwards no temporary file is left: a full disk needs the room to say that it is full."""
     file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     try:
         await download(provider, job, file)
@@ -2849,12 +2877,17 @@ JOBS: list[tuple[Callable[[App], Coroutine[Any, Any, None]], dict[str, int]]] = 
 ]
 
 
+async def run_job(app: App, job: Callable[[App], Coroutine[Any, Any, None]]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
+        await job(app)
+
+
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[None]:
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
     for job, every in JOBS:
-        scheduler.add_job(job, "interval", [app], next_run_time=datetime.now(UTC), **every)
+        scheduler.add_job(run_job, "interval", [app, job], next_run_time=datetime.now(UTC), **every)
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
     try:
@@ -2894,13 +2927,14 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         for leftover in (data / "temporary").iterdir():
             leftover.unlink()
         secret = read_secret(data / "secret")
-        storage = BucketStorage(settings) if settings.s3_endpoint else FolderStorage(data / "media", secret, settings.link_minutes)
+        kept_here = FolderStorage(data / "media", secret, settings.link_minutes)
+        storage = BucketStorage(settings) if settings.s3_endpoint else kept_here
         local = LocalProvider(data / "renders", storage.read)
         providers = {"local": local, **(providers or {})}
         catalogue = read_catalogue(catalogue_path(settings), set(providers))
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
-        app = App(settings, catalogue, db, storage, providers, secret, clock)
+        app = App(settings, catalogue, db, storage, providers=providers, secret=secret, clock=clock)
         local.wake = functools.partial(wake, app)
         stack.callback(app.hashers.shutdown)
         await prepare_administrator(app)
@@ -2917,8 +2951,8 @@ async def wake(app: App, video_id: str) -> None:
 # ---------------------------------------------------------------------------
 # 15  HTTP
 # ---------------------------------------------------------------------------
-# A handler parses, calls one function above, and answers.  Who is asking is a dependency: a handler without
-# a user or an admin among its parameters is the only public kind.
+# A handler parses, calls one function above, and answers.  Controllers with a guard know who is asking, as
+# request.user; a handler that uses it without a guard fails closed.
 
 BODY_MAX = 256 * 1024  # bytes of JSON
 UPLOAD_MAX = 10_000_000  # bytes of an image
@@ -2928,10 +2962,22 @@ REMEMBERED_MAX = 10_000
 STREAMS_MAX = 20  # open event streams of a user
 STREAM_LIFE_S = 600  # then the browser connects again, and is checked again
 PING_S = 15
+AnyRequest = litestar.Request[Any, Any, Any]
+HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
-class StrictRequest(Request[Any, Any, State]):
+class Request(litestar.Request["Caller", Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
+
+    @property
+    def parts(self) -> App:
+        parts: App = self.app.state.app
+        return parts
+
+    @property
+    def base(self) -> str:
+        """Where people reach this server, for links."""
+        return self.parts.settings.public_url or str(self.base_url).rstrip("/")
 
     async def json(self) -> Any:
         body = await self.body()
@@ -2947,17 +2993,31 @@ class StrictRequest(Request[Any, Any, State]):
             raise Invalid(f"The body is not JSON: {error}.") from None
 
 
-HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
 def refuse_field(struct: type[Input], reason: str) -> Problem:
     """The Problem of a bad field, as the Struct wants it."""
     reason, _, path = reason.partition(" - at `$.")
     field = re.split(r"[.\[`]", path)[0]
     if "unknown field" in reason:
         reason += f"; the fields are {', '.join(struct.__struct_encode_fields__)}"
-    kind = getattr(struct, "problems", {}).get(field, Invalid)
-    return kind(f"{field}: {reason}." if field else f"{reason}.", field=field) if field else Invalid(f"{reason}.")
+    if not field:
+        return Invalid(f"{reason}.")
+    return struct.problems.get(field, Invalid)(f"{field}: {reason}.", field=field)
+
+
+class Caller:
+    """Who is asking.  What is read and written through them is theirs."""
+
+    def __init__(self, app: App, principal: Principal) -> None:
+        self.app, self.user_id, self.api_key_id = app, principal.user_id, principal.api_key_id
+
+    async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
+        return await self.app.db.read(fn, user_id=self.user_id, **kwargs)
+
+    async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
+        return await self.app.db.write(fn, user_id=self.user_id, now=self.app.now(), **kwargs)
+
+
+# --- answers
 
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
@@ -2985,9 +3045,16 @@ REFUSED = {
         f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})
 }  # fmt: skip
+ARGUMENTS = {  # what Litestar would say in its own way
+    "data": "The body must be a JSON object; for an image, a multipart form with the image as `file`.",
+    "key": "Idempotency-Key must be 1 to 255 characters.",
+    "limit": "limit must be a whole number from 1 to 100.",
+    "cursor": "cursor must be a nextCursor that this address returned.",
+    "status": f"status must be one of {', '.join(get_args(Status))}.",
+}
 
 
-def answer_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[Failed]:
+def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
     wait = problem.details.get("retryAfter", 1 if isinstance(problem, Busy) else None)
     headers = {"Retry-After": str(wait)} if wait else {}
     if isinstance(problem, Unauthorized):
@@ -2996,23 +3063,22 @@ def answer_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[Fail
     return Response(failed, status_code=problem.status, headers=headers)
 
 
-def answer_http_exception(request: Request[Any, Any, Any], failure: HTTPException) -> Response[Failed]:
+def answer_http_exception(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
     """What Litestar itself refuses, in our words."""
     match failure.status_code:
         case 404:
-            problem: Problem = NotFound(f"There is nothing at {request.url.path}.")
+            return answer_problem(request, NotFound(f"There is nothing at {request.url.path}."))
         case 405:
             allow = (failure.headers or {}).get("allow", "")
             answer = answer_problem(request, MethodNotAllowed(f"Use {allow}." if allow else None))
             answer.headers.update({"Allow": allow})
             return answer
         case 413:
-            problem = TooLarge()
+            return answer_problem(request, TooLarge())
         case status if status >= 500:
             return answer_bug(request, failure)
         case _:
-            problem = refuse_argument(failure)
-    return answer_problem(request, problem)
+            return answer_problem(request, refuse_argument(failure))
 
 
 def refuse_argument(failure: HTTPException) -> Problem:
@@ -3022,75 +3088,57 @@ def refuse_argument(failure: HTTPException) -> Problem:
     return Invalid(ARGUMENTS.get(key) or others or failure.detail)
 
 
-ARGUMENTS = {  # what Litestar would say in its own way
-    "data": "The body must be a JSON object; for an image, a multipart form with one file in the field `file`.",
-    "key": "Idempotency-Key must be 1 to 255 characters.",
-    "limit": "limit must be a whole number from 1 to 100.",
-    "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(get_args(Status))}.",
-}
-
-
-def answer_bug(request: Request[Any, Any, Any], bug: Exception) -> Response[Failed]:
+def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
     """Log what nobody foresaw, under an id that the answer carries too."""
-    request_id = new_id("req")
-    log.error("%s %s %s", request_id, request.method, request.url.path, exc_info=bug)
-    answer = answer_problem(request, Bug(f"Something went wrong on our side; it is logged as {request_id}.", requestId=request_id))
-    answer.headers.update({"X-Request-Id": request_id})
+    id = new_id("req")
+    log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
+    problem = Bug(f"Something went wrong on our side; it is logged as {id}.", requestId=id)
+    answer = answer_problem(request, problem)
+    answer.headers.update({"X-Request-Id": id})
     return answer
-
-
-async def guard_against_forgery(request: Request[Any, Any, Any]) -> None:
-    """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
-    programs send an API key instead of a cookie, or neither header."""
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site in ("same-site", "cross-site"):
-        raise Forbidden("That request came from another site.")
-    if site is None and origin and urlsplit(origin).netloc != request.headers.get("host"):
-        raise Forbidden("That request came from another site.")
 
 
 # --- who is asking
 
 
-def provide_app(state: State) -> App:
-    app: App = state.app
-    return app
+async def guard_against_forgery(request: AnyRequest) -> None:
+    """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
+    programs send an API key instead of a cookie, or neither header."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    elsewhere = site is None and origin and urlsplit(origin).netloc != request.headers.get("host")
+    if elsewhere or site in ("same-site", "cross-site"):
+        raise Forbidden("That request came from another site.")
 
 
-def cookie_name(request: Request[Any, Any, Any]) -> str:
+def cookie_name(request: Request) -> str:
     return "__Host-videofly" if request.url.scheme == "https" else "videofly"
 
 
-def bearer(request: Request[Any, Any, Any]) -> str | None:
-    """The API key that came with the request; "" when the header holds something else."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return (token.strip() if scheme.lower() == "bearer" else "") if scheme else None
-
-
-async def authenticate(request: Request[Any, Any, Any], app: App) -> Principal:
+async def authenticate(request: Request) -> Principal:
     """Who is asking.  Raises Unauthorized.  Remembered for a minute, or until an account changes."""
-    secret = bearer(request)
-    if secret is None:
-        secret = request.cookies.get(cookie_name(request))
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if not scheme:
+        secret = request.cookies.get(cookie_name(request), "")
         await guard_against_forgery(request)
-    if not secret:
+    if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
+    app = request.parts
     remembered, now, secret_digest = app.principals, app.now(), digest(secret)
     known = remembered.get(secret_digest)
     if known is None or (known.until_at is not None and known.until_at <= now):
-        known = await look_up(app, secret, secret_digest, now)
+        known = await look_up(app, secret.strip(), secret_digest, now)
         if len(remembered) >= REMEMBERED_MAX:
             remembered.clear()
-        # In the dictionary as it was before the look-up: if an account changed meanwhile, nobody reads it any more.
-        remembered[secret_digest] = msgspec.structs.replace(known, until_at=min(known.until_at or now + REMEMBERED, now + REMEMBERED))
+        # In the dictionary as it was before: if an account changed meanwhile, nobody reads it any more.
+        until_at = min(known.until_at or now + REMEMBERED, now + REMEMBERED)
+        remembered[secret_digest] = msgspec.structs.replace(known, until_at=until_at)
     return known
 
 
 async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
-    if secret.startswith("vfo_") and hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
+    if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
         return await app.db.read(find_operator)
     if not secret.startswith("vf_"):
         found = await app.db.read(find_session, digest=secret_digest, now=now)
@@ -3110,44 +3158,33 @@ def operator_token(secret: str) -> str:
     return "vfo_" + sign(secret, "operator", "")
 
 
-async def provide_user(request: Request[Any, Any, Any], app: NamedDependency[App]) -> Principal:
-    principal = await authenticate(request, app)
+async def signed_in(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: whoever asks is known, before anything that they sent is read."""
+    principal = await authenticate(cast(Request, connection))
     if not principal.user_id:
         raise Unauthorized("There is no account yet; make one with: videofly user add EMAIL --admin")
-    return principal
+    connection.scope["user"] = Caller(connection.app.state.app, principal)
 
 
-async def provide_admin(request: Request[Any, Any, Any], app: NamedDependency[App]) -> Principal:
-    principal = await authenticate(request, app)
+async def administrator(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: an administrator asks, or whoever can read the data folder."""
+    principal = await authenticate(cast(Request, connection))
     if not principal.is_admin:
         raise Forbidden("That is for administrators.")
-    return principal
+    connection.scope["user"] = Caller(connection.app.state.app, principal)
 
 
-async def refuse_strangers(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Before anything that they sent is read.  The handler's dependency asks again, and it is remembered."""
-    request, wants = cast(Request[Any, Any, Any], connection), handler.parsed_fn_signature.parameters
-    if "admin" in wants:
-        await provide_admin(request, provide_app(request.app.state))
-    elif "user" in wants:
-        await provide_user(request, provide_app(request.app.state))
-
-
-AppPart = NamedDependency[App]
-UserPart = NamedDependency[Principal]
-WITH_KEY = [{"key": list[str]()}]  # for the document only: who may ask is decided by parameters
-Cursor = Annotated[str | None, QueryParameter(name="cursor", max_length=500, description="nextCursor of the page before")]
-Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=100)]
+Uuid = FromPath[str]
+Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
+Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 IdempotencyKey = Annotated[str | None, HeaderParameter(
-    name="Idempotency-Key", min_length=1, max_length=255, description="the same key makes one video, however often it is sent")]  # fmt: skip
-Prefer = Annotated[str | None, HeaderParameter(name="Prefer", description="wait=N: answer when it is done, or after N seconds; at most 60")]
+    name="Idempotency-Key", min_length=1, max_length=255, description="one key: it happens once")]  # fmt: skip
+Prefer = Annotated[str | None, HeaderParameter(
+    name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
+WITH_KEY = [{"key": list[str]()}]  # for the document only
 
 
-def base_url(app: App, request: Request[Any, Any, Any]) -> str:
-    return app.settings.public_url or str(request.base_url).rstrip("/")
-
-
-def once_of(request: Request[Any, Any, Any], key: str | None, body: Any) -> Once | None:
+def once_of(request: Request, key: str | None, body: Any) -> Once | None:
     return Once(key, digest(f"{request.method} {request.url.path} {as_json(body)}")) if key else None
 
 
@@ -3167,12 +3204,21 @@ class VideoStatus(Output, frozen=True):
     error: Failure | None
 
 
-def with_links(app: App, base: str, video: Video) -> Video:
+class Ordered(msgspec.Struct, frozen=True, rename="camel"):
+    video_uuid: str
+
+
+VideoAnswer = Response[Answer[Video]]
+
+
+def with_links(request: Request, video: Video) -> Video:
     """A video with addresses that work, where the database has keys."""
-    if video.video_url is None or video.poster_url is None:
-        return video
-    video_url, poster_url = (app.storage.link(key, base=base, now=app.now()) for key in (video.video_url, video.poster_url))
-    return msgspec.structs.replace(video, video_url=video_url, poster_url=poster_url)
+    app = request.parts
+    links = {
+        field: app.storage.link(key, base=request.base, now=app.now())
+        for field in ("video_url", "poster_url") if (key := getattr(video, field))
+    }  # fmt: skip
+    return msgspec.structs.replace(video, **links)
 
 
 def preferred_wait_s(prefer: str | None) -> int:
@@ -3181,104 +3227,97 @@ def preferred_wait_s(prefer: str | None) -> int:
     return min(int(found[1]), WAIT_MAX_S) if found else 0
 
 
-async def wait_for_end(app: App, user_id: str, id: str, seconds: int) -> Video:
+async def wait_for_end(me: Caller, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
-    with app.watchers.watch(user_id) as flag, contextlib.suppress(TimeoutError):
+    with me.app.watchers.watch(me.user_id) as flag, contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while not app.stopping.is_set():
+            while not me.app.stopping.is_set():
                 flag.clear()
-                video = await app.db.read(get_video, user_id=user_id, id=id)
+                video = await me.read(get_video, id=id)
                 if video.finished_at:
                     return video
                 await flag.wait()
-    return await app.db.read(get_video, user_id=user_id, id=id)
+    return await me.read(get_video, id=id)
 
 
-async def answer_order(app: App, request: Request[Any, Any, Any], user_id: str, id: str, stored: bytes, prefer: str | None,
-                       ) -> Response[Answer[Video]]:  # fmt: skip
+async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> VideoAnswer:
     """201 with the video as it was ordered, or, where the client would rather wait, as it became."""
-    wait_s, data = preferred_wait_s(prefer), msgspec.Raw(stored)
-    uuid_ordered = msgspec.json.decode(stored, type=Ordered).video_uuid
-    headers = {"Location": f"/api/v1/video/{uuid_ordered}"}
-    if uuid_ordered != id:
+    wait_s, ordered = preferred_wait_s(prefer), msgspec.json.decode(stored, type=Ordered).video_uuid
+    headers = {"Location": f"/api/v1/video/{ordered}"}
+    if ordered != id:
         headers["Idempotent-Replayed"] = "true"
-    if wait_s:
-        headers["Preference-Applied"] = f"wait={wait_s}"
-        video = await wait_for_end(app, user_id, uuid_ordered, wait_s)
-        return Response(ok(with_links(app, base_url(app, request), video)), status_code=201, headers=headers)
-    return Response(ok(data), status_code=201, headers=headers)  # type: ignore[arg-type]
-
-
-class Ordered(msgspec.Struct, frozen=True, rename="camel"):
-    video_uuid: str
+    if not wait_s:
+        return Response(cast(Answer[Video], ok(msgspec.Raw(stored))), status_code=201, headers=headers)
+    headers["Preference-Applied"] = f"wait={wait_s}"
+    video = await wait_for_end(request.user, ordered, wait_s)
+    return Response(ok(with_links(request, video)), status_code=201, headers=headers)
 
 
 class Videos(Controller):
-    path = "/api/v1/video"
-    tags = ("videos",)
-    security = WITH_KEY
+    path, tags, security, guards = "/api/v1/video", ("videos",), WITH_KEY, (signed_in,)
 
     @post("/generate", responses=REFUSED)
-    async def generate(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[NewVideo],
-                       key: IdempotencyKey = None, prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
-        id = new_uuid(app.now())
-        order = choose(app.catalogue, data, seed=random.getrandbits(31))
-        stored = await app.db.write(
-            request_video, id=id, user_id=user.user_id, api_key_id=user.api_key_id, order=order, once=once_of(request, key, data),
-            max_running=app.settings.video_max_concurrent, timeout=app.settings.video_timeout_minutes * MINUTE, now=app.now(),
+    async def generate(self, request: Request, data: JSONBody[NewVideo],
+                       key: IdempotencyKey = None, prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
+        me, settings, id = request.user, request.parts.settings, new_uuid(request.parts.now())
+        order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
+        stored = await me.write(
+            request_video, id=id, api_key_id=me.api_key_id, order=order, once=once_of(request, key, data),
+            max_running=settings.video_max_concurrent, timeout=settings.video_timeout_minutes * MINUTE,
         )  # fmt: skip
-        return await answer_order(app, request, user.user_id, id, stored, prefer)
+        return await answer_order(request, id, stored, prefer)
 
     @post("/quote", status_code=200, responses=REFUSED)
-    async def quote(self, app: AppPart, user: UserPart, data: JSONBody[NewVideo]) -> Answer[Quote]:
-        return ok(await app.db.read(quote_video, user_id=user.user_id, order=choose(app.catalogue, data, seed=0), now=app.now()))
+    async def quote(self, request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
+        order = choose(request.parts.catalogue, data, seed=0)
+        return ok(await request.user.read(quote_video, order=order, now=request.parts.now()))
 
     @get("/list", responses=REFUSED)
-    async def index(self, request: StrictRequest, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20,
+    async def index(self, request: Request, cursor: Cursor = None, limit: Limit = 20,
                     status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
-        page = await app.db.read(list_videos, user_id=user.user_id, cursor=cursor, limit=limit, status=status)
-        base = base_url(app, request)
-        return ok(VideoList([with_links(app, base, video) for video in page.items], page.next_cursor))
+        page = await request.user.read(list_videos, cursor=cursor, limit=limit, status=status)
+        return ok(VideoList([with_links(request, video) for video in page.items], page.next_cursor))
 
     @get("/events", responses=REFUSED)
-    async def events(self, request: StrictRequest, app: AppPart, user: UserPart) -> ServerSentEvent:
+    async def events(self, request: Request) -> ServerSentEvent:
         """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
-        if app.watchers.count(user.user_id) >= STREAMS_MAX:
+        app, user_id = request.parts, request.user.user_id
+        if app.watchers.count(user_id) >= STREAMS_MAX:
             raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
-        return ServerSentEvent(stream_events(app, user.user_id, after))
+        return ServerSentEvent(stream_events(app, user_id, after))
 
     @get("/{uuid:str}", responses=REFUSED)
-    async def show(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Video]:
-        video = await app.db.read(get_video, user_id=user.user_id, id=uuid)
-        return ok(with_links(app, base_url(app, request), video))
+    async def show(self, request: Request, uuid: Uuid) -> Answer[Video]:
+        return ok(with_links(request, await request.user.read(get_video, id=uuid)))
 
     @get("/{uuid:str}/status", responses=REFUSED)
-    async def status(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[VideoStatus]:
-        video = with_links(app, base_url(app, request), await app.db.read(get_video, user_id=user.user_id, id=uuid))
+    async def status(self, request: Request, uuid: Uuid) -> Answer[VideoStatus]:
+        video = with_links(request, await request.user.read(get_video, id=uuid))
         return ok(VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error))
 
     @get("/{uuid:str}/receipt", responses=REFUSED)
-    async def receipt(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Receipt]:
-        return ok(await app.db.read(receipt, user_id=user.user_id, id=uuid))
+    async def receipt(self, request: Request, uuid: Uuid) -> Answer[Receipt]:
+        return ok(await request.user.read(receipt, id=uuid))
 
     @post("/{uuid:str}/cancel", status_code=200, responses=REFUSED)
-    async def cancel(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> Answer[Video]:
-        return ok(await app.db.write(cancel_video, user_id=user.user_id, id=uuid, now=app.now()))
+    async def cancel(self, request: Request, uuid: Uuid) -> Answer[Video]:
+        return ok(await request.user.write(cancel_video, id=uuid))
 
     @post("/{uuid:str}/retry", responses=REFUSED)
-    async def retry(self, request: StrictRequest, app: AppPart, user: UserPart, uuid: FromPath[str],
-                    key: IdempotencyKey = None, prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
-        stored = await app.db.write(
-            retry_video, user_id=user.user_id, api_key_id=user.api_key_id, id=uuid, once=once_of(request, key, None),
-            max_running=app.settings.video_max_concurrent, catalog_version=app.catalogue.version, now=app.now(),
+    async def retry(self, request: Request, uuid: Uuid, key: IdempotencyKey = None,
+                    prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
+        me, app = request.user, request.parts
+        stored = await me.write(
+            retry_video, id=uuid, api_key_id=me.api_key_id, once=once_of(request, key, None),
+            max_running=app.settings.video_max_concurrent, catalog_version=app.catalogue.version,
         )  # fmt: skip
-        return await answer_order(app, request, user.user_id, uuid, stored, prefer)
+        return await answer_order(request, uuid, stored, prefer)
 
     @delete("/{uuid:str}", responses=REFUSED)
-    async def remove(self, app: AppPart, user: UserPart, uuid: FromPath[str]) -> None:
-        await app.db.write(delete_video, user_id=user.user_id, id=uuid, now=app.now())
+    async def remove(self, request: Request, uuid: Uuid) -> None:
+        await request.user.write(delete_video, id=uuid)
 
 
 def new_uuid(now: int) -> str:
@@ -3312,16 +3351,15 @@ IMAGE_FORM = {
     "properties": {"file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)},
     "required": ["file"],
 }
+ImageForm = Annotated[dict[str, UploadFile], Body(
+    media_type=RequestEncodingType.MULTI_PART, schema_extra=IMAGE_FORM)]  # fmt: skip
 
 
 class Files(Controller):
-    tags = ("files",)
-    security = WITH_KEY
+    tags, security, guards = ("files",), WITH_KEY, (signed_in,)
 
     @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
-    async def upload(self, request: StrictRequest, app: AppPart, user: UserPart,
-                     data: Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART, schema_extra=IMAGE_FORM)],
-                     ) -> Answer[Upload]:  # fmt: skip
+    async def upload(self, request: Request, data: ImageForm) -> Answer[Upload]:
         """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
         file = data.get("file")
         if not isinstance(file, UploadFile):
@@ -3329,18 +3367,21 @@ class Files(Controller):
         content = await file.read()
         if len(content) > UPLOAD_MAX:
             raise TooLarge("An image may have 10 MB at most.")
-        media_type, ending = await asyncio.to_thread(examine_image, content)
+        app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
         key = f"uploads/{new_uuid(app.now())}.{ending}"
-        await keep_upload(app, user.user_id, key, media_type, content)
-        return ok(Upload(key, app.storage.link(key, base=base_url(app, request), now=app.now())))
+        await keep_upload(request.user, key, media_type, content)
+        return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
 
-    @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
-    async def media(self, app: AppPart, key: FromPath[str], until: FromQuery[str] = "", signature: FromQuery[str] = "") -> FileResponse:
-        """A file in the data folder, for whoever has a link that is signed and has not ended."""
-        if not isinstance(app.storage, FolderStorage):
-            raise NotFound
-        file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
-        return FileResponse(file, headers=MEDIA_HEADERS)
+
+@route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
+async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
+                signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
+    """A file in the data folder, for whoever has a link that is signed and has not ended."""
+    app = request.parts
+    if not isinstance(app.storage, FolderStorage):
+        raise NotFound
+    file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
+    return FileResponse(file, headers=MEDIA_HEADERS)
 
 
 MEDIA_HEADERS = {
@@ -3350,16 +3391,16 @@ MEDIA_HEADERS = {
 }
 
 
-async def keep_upload(app: App, user_id: str, key: str, media_type: str, content: bytes) -> None:
-    file = app.temporary / key.replace("/", "-")
+async def keep_upload(me: Caller, key: str, media_type: str, content: bytes) -> None:
+    file = me.app.temporary / key.replace("/", "-")
     try:
         with storage_failures():
             await asyncio.to_thread(file.write_bytes, content)
-        await app.storage.put(key, file, media_type)
+        await me.app.storage.put(key, file, media_type)
         try:
-            await app.db.write(add_upload, user_id=user_id, key=key, media_type=media_type, size_bytes=len(content), now=app.now())
+            await me.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
         except Exception:
-            await app.storage.delete(key)
+            await me.app.storage.delete(key)
             raise
     finally:
         file.unlink(missing_ok=True)
@@ -3379,28 +3420,27 @@ class History(Output, frozen=True):
 
 
 class CreditsController(Controller):
-    path = "/api/v1/credit"
-    tags = ("credits",)
-    security = WITH_KEY
+    path, tags, security, guards = "/api/v1/credit", ("credits",), WITH_KEY, (signed_in,)
 
     @get("/balance", responses=REFUSED)
-    async def balance(self, app: AppPart, user: UserPart) -> Answer[Balance]:
-        return ok(await app.db.read(balance, user_id=user.user_id, now=app.now()))
+    async def balance(self, request: Request) -> Answer[Balance]:
+        return ok(await request.user.read(balance, now=request.parts.now()))
 
     @get("/history", responses=REFUSED)
-    async def history(self, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20) -> Answer[History]:
-        page = await app.db.read(history, user_id=user.user_id, cursor=cursor, limit=limit)
+    async def history(self, request: Request, cursor: Cursor = None, limit: Limit = 20) -> Answer[History]:
+        page = await request.user.read(history, cursor=cursor, limit=limit)
         return ok(History(page.items, page.next_cursor))
 
     @get("/packages", responses=REFUSED)
-    async def packages(self, app: AppPart, user: UserPart, cursor: Cursor = None, limit: Limit = 20) -> Answer[PackageList]:
-        page = await app.db.read(list_packages, user_id=user.user_id, cursor=cursor, limit=limit)
+    async def packages(self, request: Request, cursor: Cursor = None,
+                       limit: Limit = 20) -> Answer[PackageList]:  # fmt: skip
+        page = await request.user.read(list_packages, cursor=cursor, limit=limit)
         return ok(PackageList(page.items, page.next_cursor))
 
     @get("/proof", responses=REFUSED)
-    async def proof(self, app: AppPart, user: UserPart) -> Answer[Proof]:
+    async def proof(self, request: Request) -> Answer[Proof]:
         """Replay your part of the journal: hashes, running balances, packages, holds."""
-        return ok(await app.db.read(proof, user_id=user.user_id))
+        return ok(await request.user.read(proof))
 
 
 class ModelOffer(Output, frozen=True):
@@ -3427,37 +3467,37 @@ class ProductList(Output, frozen=True):
 
 def model_offer(model: Model) -> ModelOffer:
     prices = {
-        quality: {str(duration): price(model, duration=duration, quality=quality) for duration in model.durations}
+        quality: {str(n): price(model, duration=n, quality=quality) for n in model.durations}
         for quality in model.qualities
     }
-    return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations, model.aspect_ratios,
-                      list(model.qualities), prices)  # fmt: skip
+    return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations,
+                      model.aspect_ratios, list(model.qualities), prices)  # fmt: skip
 
 
 class ConfigController(Controller):
-    path = "/api/v1/config"
-    tags = ("catalogue",)
+    path, tags = "/api/v1/config", ("catalogue",)
 
     @get("/models")
-    async def models(self, app: AppPart) -> Answer[ModelList]:
-        models = [model_offer(model) for model in app.catalogue.models if model.enabled]
-        return ok(ModelList(models, app.catalogue.version))
+    async def models(self, request: Request) -> Answer[ModelList]:
+        catalogue = request.parts.catalogue
+        models = [model_offer(model) for model in catalogue.models if model.enabled]
+        return ok(ModelList(models, catalogue.version))
 
     @get("/products")
-    async def products(self, app: AppPart) -> Answer[ProductList]:
-        return ok(ProductList(app.catalogue.packs, app.catalogue.plans, app.catalogue.credits.gift))
+    async def products(self, request: Request) -> Answer[ProductList]:
+        catalogue = request.parts.catalogue
+        return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
 
 
 # --- accounts
 
-Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
+Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$(?!\n)", max_length=254)]
 Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
-GivenPassword = Annotated[str, msgspec.Meta(max_length=256)]
-Token = Annotated[str, msgspec.Meta(max_length=100)]
+Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
 
 class SetUp(Input, frozen=True):
-    token: Token
+    token: Given
     email: Email
     password: Password | None = None
 
@@ -3465,17 +3505,17 @@ class SetUp(Input, frozen=True):
 class SignUp(Input, frozen=True):
     email: Email
     password: Password
-    invite: Token | None = None
+    invite: Given | None = None
 
 
 class SignIn(Input, frozen=True):
-    email: Annotated[str, msgspec.Meta(max_length=254)]
-    password: GivenPassword
+    email: Given
+    password: Given
 
 
 class PasswordChange(Input, frozen=True):
     new_password: Password
-    current_password: GivenPassword = ""
+    current_password: Given = ""
 
 
 class SetUpDone(Output, frozen=True, omit_defaults=True):
@@ -3483,17 +3523,17 @@ class SetUpDone(Output, frozen=True, omit_defaults=True):
     api_key: str | None = None
 
 
-def session_cookie(request: Request[Any, Any, Any], token: str, life: int = SESSION_LIFE) -> Cookie:
+def session_cookie(request: Request, token: str, life: int = SESSION_LIFE) -> Cookie:
     return Cookie(cookie_name(request), value=token, httponly=True, samesite="lax", max_age=life // SECOND,
                   secure=request.url.scheme == "https")  # fmt: skip
 
 
-def answer_signed_in(request: Request[Any, Any, Any], token: str, data: T, status: int = 201) -> Response[Answer[T]]:
+def answer_signed_in(request: Request, token: str, data: T, status: int = 201) -> Response[Answer[T]]:
     return Response(ok(data), status_code=status, cookies=[session_cookie(request, token)])
 
 
-def client_address(request: Request[Any, Any, Any]) -> str:
-    """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person has to spare."""
+def client_address(request: Request) -> str:
+    """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person may have."""
     host = request.client.host if request.client else ""
     try:
         address = ipaddress.IPv6Address(host.partition("%")[0])
@@ -3502,16 +3542,26 @@ def client_address(request: Request[Any, Any, Any]) -> str:
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
+async def try_password(request: Request, email: str, password: str) -> tuple[Credential | None, Attempt]:
+    """Whose password that is, if it is theirs.  An account without one has no password to be right."""
+    app = request.parts
+    attempt = Attempt(account=digest(email.lower()), address=digest(client_address(request)))
+    found = await app.db.write(begin_sign_in, email=email, attempt=attempt, now=app.now())
+    right = await app.hash(verify_password, found.password_hash if found else None, password)
+    return found if right else None, attempt
+
+
 class Auth(Controller):
-    path = "/api/auth"
-    tags = ("accounts",)
-    before_request = staticmethod(guard_against_forgery)  # these have no user yet, or end one
+    path, tags = "/api/auth", ("accounts",)
+    before_request = staticmethod(guard_against_forgery)  # most have no guard that would
 
     @post("/set-up", responses=REFUSED)
-    async def set_up(self, request: StrictRequest, app: AppPart, data: JSONBody[SetUp]) -> Response[Any]:
+    async def set_up(self, request: Request, data: JSONBody[SetUp]) -> Response[Any]:
         """Make the first administrator, with the token of the first start.  Without a password the answer has
         an API key; as plain text, where that is asked for."""
-        if app.set_up_token is None or not hmac.compare_digest(data.token.encode(), app.set_up_token.encode()):
+        app = request.parts
+        expected = app.set_up_token
+        if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
             raise LinkExpired("That set-up link is not valid, or not any more.")
         token, key = secrets.token_urlsafe(32), None if data.password else new_api_key()
         password_hash = await app.hash(HASHER.hash, data.password) if data.password else None
@@ -3525,50 +3575,49 @@ class Auth(Controller):
         return answer_signed_in(request, token, SetUpDone(user, key))
 
     @post("/sign-up", responses=REFUSED)
-    async def sign_up(self, request: StrictRequest, app: AppPart, data: JSONBody[SignUp]) -> Response[Answer[User]]:
-        mode = app.settings.signup
+    async def sign_up(self, request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
+        app, mode = request.parts, request.parts.settings.signup
         if mode == "closed" or (mode == "invite" and not data.invite):
             raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
         token, password_hash = secrets.token_urlsafe(32), await app.hash(HASHER.hash, data.password)
         user = await app.change_account(
             sign_up, email=data.email, password_hash=password_hash, session_digest=digest(token),
-            invite_digest=digest(data.invite or "") if mode == "invite" else None, rules=app.catalogue.credits, now=app.now(),
+            invite_digest=digest(data.invite or "") if mode == "invite" else None,
+            rules=app.catalogue.credits, now=app.now(),
         )  # fmt: skip
         return answer_signed_in(request, token, user)
 
     @post("/sign-in", status_code=200, responses=REFUSED)
-    async def sign_in(self, request: StrictRequest, app: AppPart, data: JSONBody[SignIn]) -> Response[Answer[User]]:
-        account, address, token = digest(data.email.lower()), digest(client_address(request)), secrets.token_urlsafe(32)
-        found = await app.db.write(begin_sign_in, email=data.email, account=account, address=address, now=app.now())
-        right = await app.hash(verify_password, found.password_hash if found else None, data.password)
-        if not (found and right):
+    async def sign_in(self, request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
+        app, token = request.parts, secrets.token_urlsafe(32)
+        found, attempt = await try_password(request, data.email, data.password)
+        if not found:
             raise Unauthorized("The e-mail address or the password is wrong.")
-        await app.db.write(finish_sign_in, user_id=found.user_id, account=account, address=address,
-                           session_digest=digest(token), now=app.now())  # fmt: skip
-        return answer_signed_in(request, token, await app.db.read(get_user, user_id=found.user_id), 200)
+        user = await app.db.write(finish_sign_in, user_id=found.user_id, attempt=attempt,
+                                  session_digest=digest(token), now=app.now())  # fmt: skip
+        return answer_signed_in(request, token, user, 200)
 
     @post("/sign-out", status_code=204, responses=REFUSED)
-    async def sign_out(self, request: StrictRequest, app: AppPart) -> Response[None]:
+    async def sign_out(self, request: Request) -> Response[None]:
         token = request.cookies.get(cookie_name(request))
         if token:
-            await app.change_account(end_session, digest=digest(token))
+            await request.parts.change_account(end_session, digest=digest(token))
         return Response(None, status_code=204, cookies=[session_cookie(request, "", 0)])
 
-    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY)
-    async def password(self, request: StrictRequest, app: AppPart, user: UserPart, data: JSONBody[PasswordChange],
-                       ) -> Response[Answer[User]]:  # fmt: skip
+    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY, guards=[signed_in])
+    async def password(self, request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
         """Change the password; every session ends but this one, which gets a new token."""
-        account, address, token = digest(user.user_id), digest(client_address(request)), secrets.token_urlsafe(32)
-        email = (await app.db.read(get_user, user_id=user.user_id)).email
-        found = await app.db.write(begin_sign_in, email=email, account=account, address=address, now=app.now())
-        has_one = found is not None and found.password_hash is not None
-        if found and has_one and not await app.hash(verify_password, found.password_hash, data.current_password):
-            raise Unauthorized("currentPassword is wrong.")
-        await app.db.write(forget_attempt, account=account, address=address)
+        app, me, token = request.parts, request.user, secrets.token_urlsafe(32)
+        user = await me.read(get_user)
+        if user.has_password:
+            found, attempt = await try_password(request, user.email, data.current_password)
+            if not found:
+                raise Unauthorized("currentPassword is wrong.")
+            await app.db.write(forget_attempt, attempt=attempt)
         password_hash = await app.hash(HASHER.hash, data.new_password)
-        await app.change_account(set_password, user_id=user.user_id, password_hash=password_hash,
+        await app.change_account(set_password, user_id=me.user_id, password_hash=password_hash,
                                  session_digest=digest(token), now=app.now())  # fmt: skip
-        return answer_signed_in(request, token, await app.db.read(get_user, user_id=user.user_id), 200)
+        return answer_signed_in(request, token, await me.read(get_user), 200)
 
 
 class KeyWish(Input, frozen=True):
@@ -3589,37 +3638,37 @@ class KeyList(Output, frozen=True):
 async def make_key(app: App, user_id: str, wish: KeyWish) -> Answer[KeyMade]:
     key, now = new_api_key(), app.now()
     expires_at = now + wish.days * DAY if wish.days else None
-    made = await app.db.write(add_key, user_id=user_id, now=now, key=prepare_key(
-        key, name=wish.name, credit_limit=wish.credit_limit, expires_at=expires_at))  # fmt: skip
-    return ok(KeyMade(key, made))
+    prepared = prepare_key(key, name=wish.name, credit_limit=wish.credit_limit, expires_at=expires_at)
+    return ok(KeyMade(key, await app.db.write(add_key, user_id=user_id, key=prepared, now=now)))
 
 
 class Account(Controller):
-    path = "/api/v1"
-    tags = ("accounts",)
-    security = WITH_KEY
+    path, tags, security, guards = "/api/v1", ("accounts",), WITH_KEY, (signed_in,)
 
     @get("/user/me", responses=REFUSED)
-    async def me(self, app: AppPart, user: UserPart) -> Answer[User]:
-        return ok(await app.db.read(get_user, user_id=user.user_id))
+    async def me(self, request: Request) -> Answer[User]:
+        return ok(await request.user.read(get_user))
 
     @get("/keys", responses=REFUSED)
-    async def keys(self, app: AppPart, user: UserPart) -> Answer[KeyList]:
-        return ok(KeyList(await app.db.read(list_keys, user_id=user.user_id)))
+    async def keys(self, request: Request) -> Answer[KeyList]:
+        return ok(KeyList(await request.user.read(list_keys)))
 
     @post("/keys", responses=REFUSED)
-    async def make_key(self, app: AppPart, user: UserPart, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
+    async def make_key(self, request: Request, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
         """Make an API key.  It is shown this once.  A key cannot make keys: it would outlive its own end."""
-        if user.api_key_id:
+        if request.user.api_key_id:
             raise Forbidden("An API key cannot make API keys; sign in.")
-        return await make_key(app, user.user_id, data)
+        return await make_key(request.parts, request.user.user_id, data)
 
     @delete("/keys/{id:str}", responses=REFUSED)
-    async def revoke(self, app: AppPart, user: UserPart, id: FromPath[str]) -> None:
-        await app.change_account(revoke_key, user_id=user.user_id, id=id, now=app.now())
+    async def revoke(self, request: Request, id: FromPath[str]) -> None:
+        app = request.parts
+        await app.change_account(revoke_key, user_id=request.user.user_id, id=id, now=app.now())
 
 
 # --- administration
+
+Note = Annotated[str, msgspec.Meta(max_length=500)]
 
 
 class UserWish(Input, frozen=True):
@@ -3638,22 +3687,21 @@ class UserMade(Output, frozen=True):
     password: str | None  # where none was given; shown once
 
 
-class KeyForUser(Input, frozen=True):
+class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
-    name: Name = "API key"
 
 
 class Grant(Input, frozen=True):
     email: Email
     credits: Credits
-    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
-    days: Days | None = None  # NULL: they never expire
+    note: Note = ""
+    days: Days | None = None  # else they never expire
 
 
 class Deduction(Input, frozen=True):
     email: Email
     credits: Credits
-    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    note: Note = ""
 
 
 class InviteWish(Input, frozen=True):
@@ -3676,80 +3724,84 @@ class CheckList(Output, frozen=True):
     checks: list[Checked]
 
 
-def grant_by_admin(db: Db, *, admin_id: str, once: Once | None, wish: Grant, now: int) -> bytes:
-    if earlier := earlier_answer(db, user_id=admin_id, once=once):
+def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Grant | Deduction, now: int) -> bytes:
+    """An administrator gives or takes credits; returns the user's balance as JSON."""
+    if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
-    user = user_by_email(db, email=wish.email)
-    ref = f"{admin_id}:{once.key}" if once else new_id("grant")
-    grant(db, user_id=user.id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=ref, note=wish.note,
-          expires_at=now + wish.days * DAY if wish.days else None, now=now)  # fmt: skip
-    return keep_answer(db, user_id=admin_id, once=once, answer=balance(db, user_id=user.id, now=now), now=now)
+    theirs = user_by_email(db, email=wish.email).id
+    if isinstance(wish, Grant):
+        expires_at = now + wish.days * DAY if wish.days else None
+        grant(db, user_id=theirs, credits=wish.credits, trans_type="SYSTEM_ADJUST",
+              source_ref=new_id("grant"), note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
+    else:
+        deduct(db, user_id=theirs, credits=wish.credits, note=wish.note, now=now)
+    after = balance(db, user_id=theirs, now=now)
+    return keep_answer(db, user_id=user_id, once=once, answer=after, now=now)
 
 
-def deduct_by_admin(db: Db, *, admin_id: str, once: Once | None, wish: Deduction, now: int) -> bytes:
-    if earlier := earlier_answer(db, user_id=admin_id, once=once):
-        return earlier
-    user = user_by_email(db, email=wish.email)
-    deduct(db, user_id=user.id, credits=wish.credits, note=wish.note, now=now)
-    return keep_answer(db, user_id=admin_id, once=once, answer=balance(db, user_id=user.id, now=now), now=now)
+async def adjust(request: Request, wish: Grant | Deduction, key: str | None) -> Answer[Balance]:
+    once = once_of(request, key, wish) if request.user.user_id else None
+    stored = await request.user.write(adjust_credits, once=once, wish=wish)
+    return cast(Answer[Balance], ok(msgspec.Raw(stored)))
+
+
+async def make_password(app: App, given: str | None) -> tuple[str, str | None]:
+    """A password's hash, and the password where it was made here."""
+    made = None if given else secrets.token_urlsafe(12)
+    return await app.hash(HASHER.hash, given or str(made)), made
 
 
 class Admin(Controller):
-    path = "/api/v1/admin"
-    tags = ("administration",)
-    security = WITH_KEY
+    path, tags, security, guards = "/api/v1/admin", ("administration",), WITH_KEY, (administrator,)
 
     @post("/users", responses=REFUSED)
-    async def add_user(self, app: AppPart, admin: UserPart, data: JSONBody[UserWish]) -> Answer[UserMade]:
-        password = data.password or secrets.token_urlsafe(12)
-        password_hash = await app.hash(HASHER.hash, password)
-        user = await app.change_account(add_user, email=data.email, password_hash=password_hash, is_admin=data.is_admin,
-                                        rules=app.catalogue.credits, now=app.now())  # fmt: skip
-        return ok(UserMade(user, None if data.password else password))
+    async def add_user(self, request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
+        app = request.parts
+        password_hash, made = await make_password(app, data.password)
+        user = await app.change_account(
+            add_user, email=data.email, password_hash=password_hash, is_admin=data.is_admin,
+            rules=app.catalogue.credits, now=app.now())  # fmt: skip
+        return ok(UserMade(user, made))
 
     @post("/users/password", status_code=200, responses=REFUSED)
-    async def set_password(self, app: AppPart, admin: UserPart, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-        password = data.password or secrets.token_urlsafe(12)
+    async def set_password(self, request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
+        app = request.parts
         user = await app.db.read(user_by_email, email=data.email)
-        password_hash = await app.hash(HASHER.hash, password)
-        await app.change_account(set_password, user_id=user.id, password_hash=password_hash, session_digest=None, now=app.now())
-        return ok(UserMade(user, None if data.password else password))
+        password_hash, made = await make_password(app, data.password)
+        await app.change_account(set_password, user_id=user.id, password_hash=password_hash,
+                                 session_digest=None, now=app.now())  # fmt: skip
+        return ok(UserMade(user, made))
 
     @post("/keys", responses=REFUSED)
-    async def add_key(self, app: AppPart, admin: UserPart, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
-        user = await app.db.read(user_by_email, email=data.email)
-        return await make_key(app, user.id, KeyWish(name=data.name))
+    async def add_key(self, request: Request, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
+        user = await request.parts.db.read(user_by_email, email=data.email)
+        return await make_key(request.parts, user.id, data)
 
     @post("/invites", responses=REFUSED)
-    async def add_invite(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[InviteWish]) -> Answer[Invited]:
-        invite, now = secrets.token_urlsafe(24), app.now()
-        await app.db.write(add_invite, digest=digest(invite), expires_at=now + data.days * DAY, now=now)
-        return ok(Invited(invite, f"{base_url(app, request)}/sign-up#{invite}"))
+    async def add_invite(self, request: Request, data: JSONBody[InviteWish]) -> Answer[Invited]:
+        invite, now = secrets.token_urlsafe(24), request.parts.now()
+        end = now + data.days * DAY
+        await request.parts.db.write(add_invite, digest=digest(invite), expires_at=end, now=now)
+        return ok(Invited(invite, f"{request.base}/sign-up#{invite}"))
 
     @post("/credits/grant", responses=REFUSED)
-    async def grant(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[Grant],
+    async def grant(self, request: Request, data: JSONBody[Grant],
                     key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
-        """Give credits.  The same Idempotency-Key gives once."""
-        once = once_of(request, key, data) if admin.user_id else None
-        stored = await app.db.write(grant_by_admin, admin_id=admin.user_id, once=once, wish=data, now=app.now())
-        return ok(msgspec.Raw(stored))  # type: ignore[arg-type]
+        return await adjust(request, data, key)
 
     @post("/credits/deduct", responses=REFUSED)
-    async def deduct(self, request: StrictRequest, app: AppPart, admin: UserPart, data: JSONBody[Deduction],
+    async def deduct(self, request: Request, data: JSONBody[Deduction],
                      key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
-        """Take credits back.  The same Idempotency-Key takes once."""
-        once = once_of(request, key, data) if admin.user_id else None
-        stored = await app.db.write(deduct_by_admin, admin_id=admin.user_id, once=once, wish=data, now=app.now())
-        return ok(msgspec.Raw(stored))  # type: ignore[arg-type]
+        return await adjust(request, data, key)
 
     @get("/audit", responses=REFUSED)
-    async def audit(self, app: AppPart, admin: UserPart) -> Answer[Proof]:
+    async def audit(self, request: Request) -> Answer[Proof]:
         """Replay the whole journal."""
-        return ok(await app.db.read(audit))
+        return ok(await request.parts.db.read(audit))
 
     @get("/check", responses=REFUSED)
-    async def check(self, app: AppPart, admin: UserPart) -> Answer[CheckList]:
-        checks = await check_parts(app)
+    async def check(self, request: Request) -> Answer[CheckList]:
+        checks = await check_parts(request.parts)
         return ok(CheckList(all(check.ok for check in checks), checks))
 
 
@@ -3778,7 +3830,8 @@ DISK_LOW_MB = 200
 
 def integrity_faults(db: Db) -> list[str]:
     faults = [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
-    return faults + [f"{row[0]} refers to a row of {row[2]} that is not there" for row in db.execute("PRAGMA foreign_key_check")]
+    orphans = db.execute("PRAGMA foreign_key_check").fetchall()
+    return faults + [f"{table} refers to {parent} that is not there" for table, _, parent, _ in orphans]
 
 
 # --- pages and health
@@ -3795,24 +3848,29 @@ PAGES = ["/", "/set-up", "/sign-in", "/sign-up"]
 
 
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-PAGE_HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+PAGE_HEADERS = {
+    "Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+}  # fmt: skip
 # Swagger UI writes styles into its elements, and draws its icons as data.
-DOCS_HEADERS = PAGE_HEADERS | {"Content-Security-Policy": f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"}
+DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+DOCS_HEADERS = PAGE_HEADERS | {"Content-Security-Policy": DOCS_POLICY}
+as_page = functools.partial(get, media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)
 
 
-@get(PAGES, media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False, response_headers=PAGE_HEADERS)
+@as_page(PAGES, response_headers=PAGE_HEADERS)
 def page() -> str:
     return PAGE
 
 
-@get("/docs", media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False, response_headers=DOCS_HEADERS)
+@as_page("/docs", response_headers=DOCS_HEADERS)
 def docs() -> str:
     return DOCS
 
 
 @get(["/up", "/healthz"], include_in_schema=False)
-async def alive(app: AppPart) -> dict[str, str]:
+async def alive(request: Request) -> dict[str, str]:
     """The process lives: the loop turns, the database can be read, the worker looks for work."""
+    app = request.parts
     await app.db.read(last_event)
     if app.beat_at is not None and app.now() - app.beat_at > 4 * LONGEST_PAUSE_S * SECOND:
         raise Busy("The worker does not look for work any more.")
@@ -3820,18 +3878,18 @@ async def alive(app: AppPart) -> dict[str, str]:
 
 
 @get("/readyz", include_in_schema=False)
-async def ready(app: AppPart) -> dict[str, str]:
+async def ready(request: Request) -> dict[str, str]:
     """The server can take orders: the database can be written, and it is not about to stop."""
-    if app.stopping.is_set():
+    if request.parts.stopping.is_set():
         raise Busy("The server is stopping.")
-    await app.db.write(last_event)
+    await request.parts.db.write(last_event)
     return {"status": "ready"}
 
 
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+    def render(self, request: litestar.Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         names = "#/components/schemas/{name}"
         _, bodies = msgspec.json.schema_components(Input.__subclasses__(), ref_template=names)
         openapi_schema["components"]["schemas"].update(bodies)
@@ -3850,20 +3908,20 @@ OPENAPI = OpenAPIConfig(
 
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
+    swagger = Path(offapi.__file__).parent
     return Litestar(
         route_handlers=[
-            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, page, docs, alive, ready,
+            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, media, page, docs,
+            alive, ready,
             create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
-            create_static_files_router("/docs/swagger", [Path(offapi.__file__).parent], cache_control=FOR_EVER),
+            create_static_files_router("/docs/swagger", [swagger], cache_control=FOR_EVER),
         ],
         state=State({"app": app}),
-        request_class=StrictRequest,
+        request_class=Request,
         request_max_body_size=BODY_MAX,
-        dependencies={
-            "app": Provide(provide_app, sync_to_thread=False), "user": Provide(provide_user), "admin": Provide(provide_admin),
+        exception_handlers={
+            Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug,
         },
-        guards=[refuse_strangers],
-        exception_handlers={Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug},
         openapi_config=OPENAPI,
         logging_config=None,
     )  # fmt: skip
@@ -3896,28 +3954,27 @@ class Server(uvicorn.Server):
 
 
 def greeting(app: App) -> str:
-    url = app.settings.public_url or f"http://{app.settings.host}:{app.settings.port}".replace("0.0.0.0", "localhost")  # noqa: S104
+    host = "localhost" if app.settings.host == "0.0.0.0" else app.settings.host  # noqa: S104
+    url = app.settings.public_url or f"http://{host}:{app.settings.port}"
     if app.set_up_token is None:
         return f"VideoFly is at {url}"
-    json_type = "-H 'Content-Type: application/json'"
-    return "\n".join([
-        f"VideoFly is at {url}", "", "Nobody has an account yet. Make yours (this link works once):", "",
-        f"  {url}/set-up#{app.set_up_token}", "", "or paste this into a terminal, with your address, to get a key and a first video:", "",
-        f"  KEY=$(curl -fsS {url}/api/auth/set-up {json_type} -H 'Accept: text/plain' "
-        f"-d '{{\"token\":\"{app.set_up_token}\",\"email\":\"you@example.com\"}}') && echo \"Your API key: $KEY\" && "
-        f"curl -fsS {url}/api/v1/video/generate -H \"Authorization: Bearer $KEY\" {json_type} -H 'Prefer: wait=60' "
-        "-d '{\"model\":\"preview\",\"prompt\":\"a red fox over snow\"}'", "",
-    ])  # fmt: skip
+    return FIRST_START.format(url=url, token=app.set_up_token)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The socket to serve on.  Raises Refused."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]
-        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
+FIRST_START = """\
+VideoFly is at {url}
+
+Nobody has an account yet. Make yours (this link works once):
+
+  {url}/set-up#{token}
+
+or paste this line into a terminal, with your address, to get a key and a first video:
+
+  KEY=$(curl -fsS {url}/api/auth/set-up -H 'Content-Type: application/json' -H 'Accept: text/plain' \
+-d '{{"token":"{token}","email":"you@example.com"}}') && echo "Your API key: $KEY" && \
+curl -fsS {url}/api/v1/video/generate -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
+-H 'Prefer: wait=60' -d '{{"model":"preview","prompt":"a red fox over snow"}}'
+"""
 
 
 async def serve_until_stopped(settings: Settings) -> None:
@@ -3928,16 +3985,17 @@ async def serve_until_stopped(settings: Settings) -> None:
 async def serve_on(listener: socket.socket, settings: Settings) -> None:
     async with open_app(settings) as app:
         config = uvicorn.Config(
-            http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
+            http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
             timeout_keep_alive=75, timeout_graceful_shutdown=10,
         )  # fmt: skip
         await Server(config, app).serve([listener])
 
 
 @contextlib.asynccontextmanager
-async def api(settings: Settings, server: str | None = None, key: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the server named, of the one that runs on the data folder, or of one opened for the moment."""
+async def api(settings: Settings, server: str | None = None, key: str | None = None,
+              ) -> AsyncIterator[httpx.AsyncClient]:  # fmt: skip
+    """A client of the server named, of the one on the data folder, or of one opened for the moment."""
     async with contextlib.AsyncExitStack() as stack:
         if server:
             transport, base, token = None, server, key or ""
@@ -4000,7 +4058,8 @@ def serve(host: str | None, port: int | None) -> None:
     named = {"VIDEOFLY_HOST": host, "VIDEOFLY_PORT": port}
 
     async def run_server() -> None:
-        await serve_until_stopped(read_settings(os.environ | {name: str(given) for name, given in named.items() if given}))
+        given = {name: str(value) for name, value in named.items() if value}
+        await serve_until_stopped(read_settings(os.environ | given))
 
     start(run_server())
 
@@ -4016,7 +4075,8 @@ def user() -> None:
 @click.option("--password", help="Else one is made and printed.")
 def user_add(email: str, admin: bool, password: str | None) -> None:
     """Make an account, with the welcome credits."""
-    made = tell_server("POST", "/api/v1/admin/users", {"email": email, "isAdmin": admin, "password": password})
+    wish = {"email": email, "isAdmin": admin, "password": password}
+    made = tell_server("POST", "/api/v1/admin/users", wish)
     click.echo(made["user"]["id"] + (f"  password: {made['password']}" if made["password"] else ""))
 
 
@@ -4059,7 +4119,8 @@ def audit_command() -> None:
     found = tell_server("GET", "/api/v1/admin/audit")
     for fault in found["faults"]:
         click.echo(fault)
-    click.echo(f"{found['transactions']} transactions, head {found['headHash']}: {'valid' if found['valid'] else 'NOT VALID'}")
+    verdict = "valid" if found["valid"] else "NOT VALID"
+    click.echo(f"{found['transactions']} transactions, head {found['headHash']}: {verdict}")
     sys.exit(0 if found["valid"] else 1)
 
 
@@ -4079,9 +4140,9 @@ def check_command() -> None:
 @click.option("--quality")
 @click.option("--aspect-ratio")
 @click.option("--seed", type=int)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("video.mp4"), show_default=True)
-@click.option("--server", envvar="VIDEOFLY_SERVER", help="Address of a server elsewhere.  [env: VIDEOFLY_SERVER]")
-@click.option("--key", envvar="VIDEOFLY_KEY", help="API key; else the oldest administrator pays.  [env: VIDEOFLY_KEY]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")
+@click.option("--server", envvar="VIDEOFLY_SERVER", show_envvar=True, help="Address of a server elsewhere.")
+@click.option("--key", envvar="VIDEOFLY_KEY", show_envvar=True, help="Else the oldest administrator pays.")
 def generate_command(out: Path, server: str | None, key: str | None, **wish: Any) -> None:
     """Make a video and fetch it."""
     names = {"aspect_ratio": "aspectRatio"}
@@ -4108,7 +4169,8 @@ async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
             if now["status"] == "COMPLETED":
                 return str(now["videoUrl"])
             if now["status"] == "FAILED":
-                raise click.ClickException(f"{now['error']['code']}: {now['error']['message']} Nothing was charged.")
+                error = now["error"]
+                raise click.ClickException(f"{error['code']}: {error['message']} Nothing was charged.")
             await asyncio.sleep(0.3)
 
 

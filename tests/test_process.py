@@ -26,6 +26,7 @@ import videofly as v
 from conftest import Server
 
 KILLS = int(os.environ.get("KILLS", "6"))
+EACH = 20 if KILLS >= 20 else 8  # videos ordered between two kills
 SMALL = """
 [credits]
 gift = 10
@@ -39,9 +40,9 @@ name = "Preview renderer"
 description = "Small, so that many fit into a test."
 providers = ["local"]
 modes = ["text", "image"]
-durations = [1, 30]
+durations = [1, 10, 30]
 aspect_ratios = ["16:9"]
-qualities = { "120p" = 1, "720p" = 1 }
+qualities = { "120p" = 1, "480p" = 1, "720p" = 1 }
 price = { base = 1, per_second = 0 }
 """
 FOX = {"model": "preview", "prompt": "a red fox over snow"}
@@ -119,9 +120,8 @@ def refused(server, *words, **environ):
     done = subprocess.run([sys.executable, "-m", "videofly", "serve", *words], cwd=v.HERE, env=server.environ | environ,
                           capture_output=True, text=True, timeout=30)
     assert done.returncode not in (0, None) and done.stdout == "", done
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: ") and "Traceback" not in line
-    return line
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
 
 
 @pytest.mark.parametrize("variable, text, reason", [
@@ -138,7 +138,7 @@ def test_a_bad_setting_is_one_clear_line(small, variable, text, reason):
 
 @pytest.mark.parametrize("was, becomes, reason", [
     ("gift = 10", "gift = -1", "credits.gift"),
-    ("durations = [1, 30]", "durations = [", "catalog.toml"),
+    ("durations = [1, 10, 30]", "durations = [", "catalog.toml"),
     ('"local"', '"nobody"', "nobody"),
 ])  # fmt: skip
 def test_a_bad_catalogue_is_one_clear_line(small, was, becomes, reason):
@@ -170,6 +170,7 @@ def test_a_file_that_is_not_ours_is_left_alone(small, content, reason):
     file = small.data / "videofly.db"
     if content:
         with contextlib.closing(sqlite3.connect(file)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
             db.execute(content)
     else:
         file.write_bytes(b"These are my notes, and no database. " * 100)
@@ -321,16 +322,17 @@ def test_sigterm_ends_it_soon_and_cleanly_though_streams_are_open(small):
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_it_can_be_stopped_as_soon_as_it_listens(small, kind):
     small.start()
-    small.process.send_signal(kind)
-    assert small.process.wait(10) == 0
+    with small.log:
+        small.process.send_signal(kind)
+        assert small.process.wait(10) == 0
     assert "Traceback" not in log_of(small) and "ERROR" not in log_of(small)
 
 
 def test_previews_that_a_stop_interrupted_are_made_after_the_next_start(small):
     small.start()
     with account(small) as client:
-        ids = [data_of(client.post("/api/v1/video/generate", json=FOX | {"quality": "720p", "duration": 30}))["videoUuid"]]
-        ids += [data_of(client.post("/api/v1/video/generate", json=FOX))["videoUuid"] for _ in range(5)]
+        ids = [data_of(client.post("/api/v1/video/generate", json=FOX | {"quality": "480p", "duration": 10}))["videoUuid"]]
+        ids += [data_of(client.post("/api/v1/video/generate", json=FOX))["videoUuid"] for _ in range(3)]
         until(lambda: data_of(client.get(f"/api/v1/video/{ids[0]}/status"))["progress"])
         assert small.stop() == 0
         assert ("GENERATING",) in look_into(small, "SELECT status FROM videos")
@@ -366,10 +368,10 @@ def test_killed_at_any_moment_it_loses_nothing_and_charges_once(small):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(account(small, f"user{n}@example.com", 1000)) for n in range(4)]
         for kill in range(KILLS):
-            orders += [(number, f"order-{kill}-{number}") for number in range(20)]
+            orders += [(number, f"order-{kill}-{number}") for number in range(EACH)]
             ordering = threading.Thread(target=order_all, args=(clients, orders, acknowledged))
             ordering.start()
-            time.sleep(dice.uniform(0.0, 1.5))
+            time.sleep(dice.uniform(0.0, 1.2))
             small.kill()
             ordering.join()
             small.start()

@@ -1,0 +1,111 @@
+"""The README says what there is, and what it tells people to paste works."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import click
+import pytest
+
+import videofly as v
+
+README = (v.HERE / "README.md").read_text()
+
+
+def block(language, has):
+    """The text of the code block in a language that holds something."""
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if has in text)
+
+
+def commands(group, before=""):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+async def routes(app):
+    """Every address below /api, as METHOD /path/{name}."""
+    for route in v.http(app).routes:
+        for method in route.methods - {"OPTIONS", "HEAD"}:
+            if route.path.startswith("/api/"):
+                yield f"{method} {re.sub(r':[a-z]+}', '}', route.path)}"
+
+
+def test_the_table_of_settings_is_the_programs():
+    assert v.settings_table() in README, "put into README.md:\n" + v.settings_table()
+
+
+def test_the_table_of_errors_is_the_programs():
+    assert v.error_table() in README, "put into README.md:\n" + v.error_table()
+
+
+@pytest.mark.anyio
+async def test_every_route_is_there_and_no_other(app):
+    there = {route async for route in routes(app)}
+    assert set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /api/[^`?]*)`", README)) == there
+
+
+def test_every_command_is_there_and_no_other():
+    there = {name for name, _ in commands(v.main)}
+    table = README[README.index("## Command line") : README.index("## Settings")]
+    assert set(re.findall(r"^\| `videofly ([a-z]+(?: [a-z]+)?)", table, re.M)) == there
+
+
+def test_every_option_that_is_named_exists():
+    options = {name: {opt for param in command.params for opt in param.opts} for name, command in commands(v.main)}
+    table = README[README.index("## Command line") : README.index("## Settings")]
+    for name, rest in re.findall(r"^\| `videofly ([a-z]+(?: [a-z]+)?)([^`]*)`", table, re.M):
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options[name], name
+
+
+def test_it_is_tested_as_it_says():
+    assert ".venv/bin/pip install -q '.[test]' && .venv/bin/pytest -q" in README
+    steps = (v.HERE / ".ci" / "run").read_text()
+    assert re.search(r"^\.venv/bin/pip install .*'\.\[test\]'$", steps, re.M)
+    assert re.search(r"^\.venv/bin/pytest -q$", steps, re.M)
+
+
+def test_it_says_what_preview_is_not():
+    assert re.search(r"`preview`, \*\*is not an AI model\*\*", README)
+
+
+def test_every_file_that_it_names_is_there(tmp_path):
+    assert [name for name in re.findall(r"\]\(([a-z][^:)]*)\)", README) if not (v.HERE / name).exists()] == []
+
+
+def test_its_lines_of_curl_make_a_video(server, tmp_path):
+    server.command("user", "add", "ada@example.com")
+    key = server.command("key", "create", "ada@example.com")
+    lines = block("bash", "curl")
+    assert lines.count("\n") <= 10
+    script = lines.replace("http://127.0.0.1:8000", server.url).replace("vf_your_key", key)
+    done = run("bash", "-euo", "pipefail", "-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert v.probe(tmp_path / "fox.mp4").codec == "h264"
+    assert '"creditsCharged":1' in done.stdout
+
+
+def test_its_lines_of_python_verify_the_journal(server, tmp_path):
+    server.command("user", "add", "ada@example.com")
+    server.command("grant", "ada@example.com", "100", "--note", 'für "Ünïcode" \\ und\neine Zeile 🦊')
+    (head,) = re.findall(r"head ([0-9a-f]{64}): valid", server.command("audit"))
+    server.stop()
+    shutil.copytree(server.data, tmp_path / "copy" / "data")
+    assert verify(tmp_path / "copy") == f"valid, head {head}"
+    db = v.connect(tmp_path / "copy" / "data" / "videofly.db")
+    db.execute("DROP TRIGGER transactions_no_update")
+    db.execute("UPDATE credit_transactions SET credits = 999 WHERE id = 2")
+    db.close()
+    assert "transaction 2 was changed" in verify(tmp_path / "copy")
+
+
+def run(*command, cwd):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def verify(folder):
+    done = run(sys.executable, "-c", block("python", "hashlib"), cwd=folder)
+    return (done.stdout + done.stderr).strip()
