@@ -986,7 +986,8 @@ def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: Tra
     """, [user_id]).fetchone() or (0, NO_HASH, 0)  # fmt: skip
     remains = (remained or 0) + EFFECT[kind] * credits
     row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
-    db.execute(f"INSERT INTO credit_transactions VALUES (?{', ?' * len(row)})", (*row, chain(hash, row)))
+    db.execute("INSERT INTO credit_transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+               (*row, chain(hash, row)))  # fmt: skip
 
 
 # What a row does to the credits that remain.
@@ -2761,8 +2762,8 @@ async def step(app: App, job: Job) -> None:
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
     unknown = job.submitted_at is not None and not provider.repeatable
-    intended = dict(job=job, repeatable=provider.repeatable, now=app.now())
-    if unknown or not await app.db.write(intend_submit, **intended):
+    if unknown or not await app.db.write(intend_submit, job=job, repeatable=provider.repeatable,
+                                         now=app.now()):  # fmt: skip
         return
     try:
         ref = await provider.submit(job)
@@ -3178,7 +3179,7 @@ Uuid = FromPath[str]
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 IdempotencyKey = Annotated[str | None, HeaderParameter(
-    name="Idempotency-Key", min_length=1, max_length=255, description="one key: it happens once")]  # fmt: skip
+    name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
     name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
 WITH_KEY = [{"key": list[str]()}]  # for the document only
@@ -3977,6 +3978,16 @@ curl -fsS {url}/api/v1/video/generate -H "Authorization: Bearer $KEY" -H 'Conten
 """
 
 
+def listen(settings: Settings) -> socket.socket:
+    """The socket to serve on.  Raises Refused."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
+
+
 async def serve_until_stopped(settings: Settings) -> None:
     with listen(settings) as listener:
         await serve_on(listener, settings)
@@ -3986,8 +3997,8 @@ async def serve_on(listener: socket.socket, settings: Settings) -> None:
     async with open_app(settings) as app:
         config = uvicorn.Config(
             http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None,
-            access_log=False, server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
-            timeout_keep_alive=75, timeout_graceful_shutdown=10,
+            access_log=False, server_header=False, proxy_headers=True,
+            forwarded_allow_ips=settings.trusted_proxies, timeout_keep_alive=75, timeout_graceful_shutdown=10,
         )  # fmt: skip
         await Server(config, app).serve([listener])
 

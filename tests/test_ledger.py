@@ -375,6 +375,6 @@ class Ledger(RuleBasedStateMachine):
 
 # The same examples each time, so that what fails here fails everywhere; the blob repeats a failure by itself.
 Ledger.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.too_slow])
 TestLedger = Ledger.TestCase

@@ -96,7 +96,8 @@ async def test_the_page_itself_is_asked_for_again_each_time(client):
 
 
 def test_every_file_is_used_and_every_import_is_there():
-    loaded = {path.removeprefix(v.STATIC_PATH + "/") for page in (v.PAGE, v.DOCS) for path in References(page).paths}
+    paths = References(v.PAGE).paths + References(v.DOCS).paths
+    loaded = {path.removeprefix(v.STATIC_PATH + "/") for path in paths}
     imported = {file for module in FILES if module.suffix == ".js" for file in imports(module)}
     assert all(file.is_file() for file in imported)
     used = {(v.STATIC / path).resolve() for path in loaded} | imported
