@@ -93,11 +93,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from litestar import Controller, Litestar, MediaType, Response, delete, get, post, route
-from litestar.connection import ASGIConnection
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, OpenAPIFormat, OpenAPIType, Schema, SecurityScheme
@@ -2822,7 +2820,7 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         await download(provider, job, file)
         media = await asyncio.to_thread(probe, file)
         await asyncio.to_thread(write_poster, file, poster)
-        key, poster_key = (f"videos/{job.id}/{job.attempt}{ending}" for ending in (".mp4", ".jpg"))
+        key, poster_key = stored_keys(job.id, job.attempt)
         await app.storage.put(poster_key, poster, "image/jpeg")
         await app.storage.put(key, file, "video/mp4")
         stored = Stored(key, poster_key, media.width, media.height, media.duration_ms, media.size_bytes)
@@ -2832,6 +2830,11 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     finally:
         file.unlink(missing_ok=True)
         poster.unlink(missing_ok=True)
+
+
+def stored_keys(id: str, attempt: int) -> tuple[str, str]:
+    """Where a video and its poster lie in storage."""
+    return f"videos/{id}/{attempt}.mp4", f"videos/{id}/{attempt}.jpg"
 
 
 async def download(provider: Provider, job: Job, file: Path) -> None:
@@ -2846,12 +2849,14 @@ async def download(provider: Provider, job: Job, file: Path) -> None:
 
 
 async def take_care_after(app: App, provider: Provider, job: Job) -> None:
-    """What is left when a video has ended: stop the provider, remove what was deleted."""
+    """What is left when a video has ended: stop the provider, remove the files of what was deleted or given up,
+    also those that a step which was cut off has left without a word in the database."""
     if job.status == "FAILED" and job.ref:
         await provider.cancel(job.ref)
-    if job.deleted_at is not None:
-        for key in filter(None, (job.storage_key, job.poster_key)):
-            await app.storage.delete(key)
+    if job.status == "FAILED" or job.deleted_at is not None:
+        for attempt in range(1, job.attempt + 1):
+            for key in stored_keys(job.id, attempt):
+                await app.storage.delete(key)
     await app.db.write(finish_aftercare, job=job, now=app.now())
 
 
@@ -2952,8 +2957,8 @@ async def wake(app: App, video_id: str) -> None:
 # ---------------------------------------------------------------------------
 # 15  HTTP
 # ---------------------------------------------------------------------------
-# A handler parses, calls one function above, and answers.  Controllers with a guard know who is asking, as
-# request.user; a handler that uses it without a guard fails closed.
+# A handler parses, calls one function above, and answers.  Where before_request is signed_in or
+# administrator, request.user is who asks; a handler that uses it without them fails closed.
 
 BODY_MAX = 256 * 1024  # bytes of JSON
 UPLOAD_MAX = 10_000_000  # bytes of an image
@@ -2972,7 +2977,7 @@ class Request(litestar.Request["Caller", Any, State]):
 
     @property
     def parts(self) -> App:
-        parts: App = self.app.state.app
+        parts: App = self.app.opt["parts"]
         return parts
 
     @property
@@ -3047,7 +3052,7 @@ REFUSED = {
     for status in sorted({kind.status for kind in Problem.__subclasses__()})
 }  # fmt: skip
 ARGUMENTS = {  # what Litestar would say in its own way
-    "data": "The body must be a JSON object; for an image, a multipart form with the image as `file`.",
+    "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
     "key": "Idempotency-Key must be 1 to 255 characters.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be a nextCursor that this address returned.",
@@ -3159,20 +3164,22 @@ def operator_token(secret: str) -> str:
     return "vfo_" + sign(secret, "operator", "")
 
 
-async def signed_in(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard: whoever asks is known, before anything that they sent is read."""
-    principal = await authenticate(cast(Request, connection))
-    if not principal.user_id:
+async def identify(request: Request) -> Principal:
+    principal = await authenticate(request)
+    request.scope["user"] = Caller(request.parts, principal)
+    return principal
+
+
+async def signed_in(request: AnyRequest) -> None:
+    """Before anything that they sent is read, whoever asks is known."""
+    if not (await identify(cast(Request, request))).user_id:
         raise Unauthorized("There is no account yet; make one with: videofly user add EMAIL --admin")
-    connection.scope["user"] = Caller(connection.app.state.app, principal)
 
 
-async def administrator(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard: an administrator asks, or whoever can read the data folder."""
-    principal = await authenticate(cast(Request, connection))
-    if not principal.is_admin:
+async def administrator(request: AnyRequest) -> None:
+    """An administrator asks, or whoever can read the data folder."""
+    if not (await identify(cast(Request, request))).is_admin:
         raise Forbidden("That is for administrators.")
-    connection.scope["user"] = Caller(connection.app.state.app, principal)
 
 
 Uuid = FromPath[str]
@@ -3255,7 +3262,8 @@ async def answer_order(request: Request, id: str, stored: bytes, prefer: str | N
 
 
 class Videos(Controller):
-    path, tags, security, guards = "/api/v1/video", ("videos",), WITH_KEY, (signed_in,)
+    path, tags, security = "/api/v1/video", ("videos",), WITH_KEY
+    before_request = staticmethod(signed_in)
 
     @post("/generate", responses=REFUSED)
     async def generate(self, request: Request, data: JSONBody[NewVideo],
@@ -3357,7 +3365,8 @@ ImageForm = Annotated[dict[str, UploadFile], Body(
 
 
 class Files(Controller):
-    tags, security, guards = ("files",), WITH_KEY, (signed_in,)
+    tags, security = ("files",), WITH_KEY
+    before_request = staticmethod(signed_in)
 
     @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
     async def upload(self, request: Request, data: ImageForm) -> Answer[Upload]:
@@ -3421,7 +3430,8 @@ class History(Output, frozen=True):
 
 
 class CreditsController(Controller):
-    path, tags, security, guards = "/api/v1/credit", ("credits",), WITH_KEY, (signed_in,)
+    path, tags, security = "/api/v1/credit", ("credits",), WITH_KEY
+    before_request = staticmethod(signed_in)
 
     @get("/balance", responses=REFUSED)
     async def balance(self, request: Request) -> Answer[Balance]:
@@ -3605,7 +3615,7 @@ class Auth(Controller):
             await request.parts.change_account(end_session, digest=digest(token))
         return Response(None, status_code=204, cookies=[session_cookie(request, "", 0)])
 
-    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY, guards=[signed_in])
+    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY, before_request=signed_in)
     async def password(self, request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
         """Change the password; every session ends but this one, which gets a new token."""
         app, me, token = request.parts, request.user, secrets.token_urlsafe(32)
@@ -3644,7 +3654,8 @@ async def make_key(app: App, user_id: str, wish: KeyWish) -> Answer[KeyMade]:
 
 
 class Account(Controller):
-    path, tags, security, guards = "/api/v1", ("accounts",), WITH_KEY, (signed_in,)
+    path, tags, security = "/api/v1", ("accounts",), WITH_KEY
+    before_request = staticmethod(signed_in)
 
     @get("/user/me", responses=REFUSED)
     async def me(self, request: Request) -> Answer[User]:
@@ -3753,7 +3764,8 @@ async def make_password(app: App, given: str | None) -> tuple[str, str | None]:
 
 
 class Admin(Controller):
-    path, tags, security, guards = "/api/v1/admin", ("administration",), WITH_KEY, (administrator,)
+    path, tags, security = "/api/v1/admin", ("administration",), WITH_KEY
+    before_request = staticmethod(administrator)
 
     @post("/users", responses=REFUSED)
     async def add_user(self, request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
@@ -3917,7 +3929,7 @@ def http(app: App) -> Litestar:
             create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
             create_static_files_router("/docs/swagger", [swagger], cache_control=FOR_EVER),
         ],
-        state=State({"app": app}),
+        opt={"parts": app},
         request_class=Request,
         request_max_body_size=BODY_MAX,
         exception_handlers={

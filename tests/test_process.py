@@ -372,7 +372,7 @@ def test_killed_at_any_moment_it_loses_nothing_and_charges_once(small):
             orders += [(number, f"order-{kill}-{number}") for number in range(EACH)]
             ordering = threading.Thread(target=order_all, args=(clients, orders, acknowledged))
             ordering.start()
-            time.sleep(dice.uniform(0.0, 1.2))
+            time.sleep(dice.uniform(0.0, 1.5 if KILLS >= 20 else 0.8))
             small.kill()
             ordering.join()
             small.start()
