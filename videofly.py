@@ -335,10 +335,11 @@ class Database:
     @contextlib.asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator[Self]:
         """Open and migrate.  Raises Refused when the file is not ours or from the future."""
+        with contextlib.closing(connect(path)) as db:  # before any thread, so that a refusal leaves none behind
+            migrate(db, path)
         async with contextlib.AsyncExitStack() as stack:
             writer = Thread(functools.partial(connect, path), 64)
             await stack.enter_async_context(writer)
-            await writer.run(migrate, path)
             readers = [Thread(functools.partial(connect, path, read_only=True), 64) for _ in range(READERS)]
             for reader in readers:
                 await stack.enter_async_context(reader)
@@ -1678,7 +1679,11 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
-    """The video is stored: say so and spend its credits, or neither.  False: it was cancelled meanwhile."""
+    """The video is stored: say so and spend its credits, or neither; the second time changes nothing.
+    False: it was cancelled meanwhile, and nobody wants what is stored."""
+    if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :key AND deleted_at IS NULL",
+             id=job.id, key=stored.storage_key):  # fmt: skip
+        return True
     if not step_video(db, job, """
         status = 'COMPLETED', due_at = NULL, finished_at = :now,
         storage_key = :storage_key, poster_key = :poster_key, width = :width, height = :height,
@@ -2707,8 +2712,9 @@ async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
 async def begin_steps(app: App) -> float:
     """Begin what is due, as far as there is room, and say how many seconds nothing else will be."""
     now = app.now()
+    busy = set(app.working)  # a step that ends while we read may leave us its video as it was before
     for job in await app.db.read(due_jobs, now=now, limit=2 * STEPS_AT_ONCE):
-        if job.id not in app.working and len(app.working) < STEPS_AT_ONCE:
+        if job.id not in busy and job.id not in app.working and len(app.working) < STEPS_AT_ONCE:
             app.working[job.id] = asyncio.create_task(take_step(app, job))
     upcoming = await app.db.read(next_due, after=now)
     pause_s = LONGEST_PAUSE_S if upcoming is None else (upcoming - app.now()) / SECOND
@@ -3608,7 +3614,7 @@ class Auth(Controller):
                                   session_digest=digest(token), now=app.now())  # fmt: skip
         return answer_signed_in(request, token, user, 200)
 
-    @post("/sign-out", status_code=204, responses=REFUSED)
+    @post("/sign-out", status_code=204, responses=REFUSED | {204: ResponseSpec(None, description="Signed out.")})
     async def sign_out(self, request: Request) -> Response[None]:
         token = request.cookies.get(cookie_name(request))
         if token:

@@ -33,7 +33,7 @@ CASES = """
     nothing              order A 1                                                 InsufficientCredits    0  0  0  0
 
     # Once is once, whatever is repeated, and whichever comes first.
-    30                   order A 10, done A, done A                                no                    20  0 10  0
+    30                   order A 10, done A, done A                                yes                   20  0 10  0
     30                   order A 10, failed A, failed A                            ok                    30  0  0  0
     30                   order A 10, failed A, done A                              no                    30  0  0  0
     30                   order A 10, done A, failed A                              ok                    20  0 10  0
@@ -196,8 +196,8 @@ class Ledger:
         return self.do(v.mark_uploading, job=self.job(id), original_url="https://provider.test/x", until_at=None)
 
     def done(self, id):
-        stored = v.Stored("videos/x.mp4", "videos/x.jpg", 64, 48, 500, 1000)
-        return self.do(v.complete, job=self.job(id), stored=stored)
+        job = self.job(id)
+        return self.do(v.complete, job=job, stored=v.Stored(*v.stored_keys(id, job.attempt), 64, 48, 500, 1000))
 
     def failed(self, id):
         return self.do(v.fail, job=self.job(id), problem=v.ProviderFailed())

@@ -144,6 +144,41 @@ async def test_a_deleted_video_leaves_no_file(client, app, ada):
     assert files_in(app.storage.root) == files_in(app.temporary) == []
 
 
+async def test_a_step_that_ends_while_the_worker_looks_for_work_is_not_taken_again(client, app, ada, provider, monkeypatch):
+    """It would find the video stored already, think it cancelled, and take its file away.  (It did.)"""
+    read = app.db.read
+
+    async def read_slowly(fn, **given):
+        found = await read(fn, **given)
+        if fn is v.due_jobs:
+            await asyncio.gather(*app.working.values())
+        return found
+
+    monkeypatch.setattr(app.db, "read", read_slowly)
+    video = await order(client)
+    for _ in range(12):
+        await v.begin_steps(app)
+        app.clock.pass_s(0.5)
+    await asyncio.gather(*app.working.values())
+    assert (await show(client, video))["status"] == "COMPLETED"
+    assert files_in(app.storage.root) == [f"videos/{video['videoUuid']}/1.{ending}" for ending in ("jpg", "mp4")]
+    assert [call[0] for call in provider.calls] == ["submit", "fetch", "open"]
+
+
+async def test_storing_the_same_video_twice_keeps_its_file(client, app, ada):
+    video = await order(client)
+    await work(app, for_s=0)
+    app.clock.pass_s(1)
+    while not (jobs := [job for job in await app.db.read(v.due_jobs, now=app.now(), limit=1) if job.status == "UPLOADING"]):
+        await v.begin_steps(app)
+        await asyncio.gather(*app.working.values())
+    for _ in range(2):
+        await v.step(app, jobs[0])
+    assert len(files_in(app.storage.root)) == 2
+    assert ((await show(client, video))["status"], await credits(client)) == ("COMPLETED", (90, 0, 10))
+    await books_are_right(app)
+
+
 # --- a bucket
 
 
