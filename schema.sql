@@ -156,7 +156,7 @@ CREATE TRIGGER transactions_apply AFTER INSERT ON credit_transactions BEGIN
         used      = used      + CASE WHEN NEW.kind IN ('settle', 'deduct') THEN NEW.credits ELSE 0 END,
         expired   = expired   + CASE WHEN NEW.kind = 'expire' THEN NEW.credits ELSE 0 END,
         refunded  = refunded  + CASE WHEN NEW.kind = 'refund' THEN NEW.credits ELSE 0 END
-    WHERE id = NEW.package_id;
+    WHERE id = NEW.package_id AND user_id = NEW.user_id;
 END;
 
 CREATE TRIGGER transactions_one_by_one BEFORE INSERT ON credit_transactions     -- REPLACE would delete unnoticed

@@ -385,8 +385,10 @@ class Database:
                 answer.set_result(result)
             else:
                 answer.set_exception(problem)
-        if news:
+        try:
             self.on_news(news)
+        except Exception:  # whoever waits for the next commit must not wait for ever
+            log.exception("news")
 
 
 Outcome = tuple[Any, BaseException | None]
@@ -1123,6 +1125,8 @@ def audit(db: Db) -> Proof:
         before = hash
     discrepancies = db.execute("SELECT what, id FROM discrepancies LIMIT 100")
     faults += [f"{what} {id} does not add up" for what, id in discrepancies]
+    orphans = db.execute("PRAGMA foreign_key_check")
+    faults += [f"{table} refers to {parent} that is not there" for table, _, parent, _ in orphans]
     return proof_of(db, faults, count)
 
 
@@ -1425,7 +1429,9 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
     run(db, """
-        DELETE FROM events WHERE id < (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1)
+        DELETE FROM events WHERE id < coalesce(
+            (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1),
+            (SELECT max(id) FROM events))
     """, week_ago=now - 7 * DAY)
 
 
@@ -2855,8 +2861,8 @@ async def download(provider: Provider, job: Job, file: Path) -> None:
 
 
 async def take_care_after(app: App, provider: Provider, job: Job) -> None:
-    """What is left when a video has ended: stop the provider, remove the files of what was deleted or given up,
-    also those that a step which was cut off has left without a word in the database."""
+    """What is left when a video has ended: stop the provider, remove the files of what was deleted or
+    given up, also those that a step which was cut off has left without a word in the database."""
     if job.status == "FAILED" and job.ref:
         await provider.cancel(job.ref)
     if job.status == "FAILED" or job.deleted_at is not None:
@@ -3614,7 +3620,7 @@ class Auth(Controller):
                                   session_digest=digest(token), now=app.now())  # fmt: skip
         return answer_signed_in(request, token, user, 200)
 
-    @post("/sign-out", status_code=204, responses=REFUSED | {204: ResponseSpec(None, description="Signed out.")})
+    @post("/sign-out", status_code=204, responses=REFUSED | {204: ResponseSpec(None)})
     async def sign_out(self, request: Request) -> Response[None]:
         token = request.cookies.get(cookie_name(request))
         if token:
@@ -3848,9 +3854,7 @@ DISK_LOW_MB = 200
 
 
 def integrity_faults(db: Db) -> list[str]:
-    faults = [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
-    orphans = db.execute("PRAGMA foreign_key_check").fetchall()
-    return faults + [f"{table} refers to {parent} that is not there" for table, _, parent, _ in orphans]
+    return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
 
 
 # --- pages and health

@@ -31,21 +31,52 @@ class S3Server:
             self.port = free.getsockname()[1]
         self.folder, self.url, self.process = folder, f"http://127.0.0.1:{self.port}", None
         self.volume = f"sqlite3://{folder}/meta.db"
-        self.environ = os.environ | {"HOME": str(folder), "MINIO_ROOT_USER": ACCESS, "MINIO_ROOT_PASSWORD": SECRET}
+        self.environ = os.environ | {
+            "HOME": str(folder),
+            "MINIO_ROOT_USER": ACCESS,
+            "MINIO_ROOT_PASSWORD": SECRET,
+        }
         self.pool = urllib3.PoolManager(retries=False, timeout=10)
-        self.client = minio.Minio(f"127.0.0.1:{self.port}", ACCESS, SECRET, secure=False, region="us-east-1",
-                                  http_client=self.pool)
+        self.client = minio.Minio(
+            f"127.0.0.1:{self.port}", ACCESS, SECRET, secure=False, region="us-east-1", http_client=self.pool
+        )
         objects = folder / "objects"
         objects.mkdir()
-        command = ["format", "--storage", "file", "--bucket", f"{objects}/", "--trash-days", "0", self.volume, "test-volume"]
+        command = [
+            "format",
+            "--storage",
+            "file",
+            "--bucket",
+            f"{objects}/",
+            "--trash-days",
+            "0",
+            self.volume,
+            "test-volume",
+        ]
         done = subprocess.run([JUICEFS, *command], env=self.environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def start(self):
-        command = ["gateway", "--multi-buckets", "--no-usage-report", "--no-banner", "--cache-size", "0", "--backup-meta", "0",
-                   "--metrics", "127.0.0.1:0", "--log", self.folder / "juicefs.log", self.volume, f"127.0.0.1:{self.port}"]
+        command = [
+            "gateway",
+            "--multi-buckets",
+            "--no-usage-report",
+            "--no-banner",
+            "--cache-size",
+            "0",
+            "--backup-meta",
+            "0",
+            "--metrics",
+            "127.0.0.1:0",
+            "--log",
+            self.folder / "juicefs.log",
+            self.volume,
+            f"127.0.0.1:{self.port}",
+        ]
         with (self.folder / "output").open("ab") as output:
-            self.process = subprocess.Popen([JUICEFS, *command], env=self.environ, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [JUICEFS, *command], env=self.environ, stdout=output, stderr=output
+            )
         until = time.monotonic() + 30
         while time.monotonic() < until:
             with contextlib.suppress(httpx.TransportError):
@@ -82,7 +113,12 @@ def s3(tmp_path_factory):
 @pytest.fixture
 def bucket_settings(s3):
     """The fields of Settings that say: a new bucket on the S3 server."""
-    return {"s3_endpoint": s3.url, "s3_bucket": s3.make_bucket(), "s3_access_key": ACCESS, "s3_secret_key": SECRET}
+    return {
+        "s3_endpoint": s3.url,
+        "s3_bucket": s3.make_bucket(),
+        "s3_access_key": ACCESS,
+        "s3_secret_key": SECRET,
+    }
 
 
 class Line:
@@ -93,7 +129,7 @@ class Line:
 
     async def __aenter__(self):
         self.server = await asyncio.start_server(self.connect, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:{}".format(self.server.sockets[0].getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_):
@@ -112,7 +148,7 @@ class Line:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 if counted and self.left is not None:
-                    data, self.left = data[:self.left], max(self.left - len(data), 0)
+                    data, self.left = data[: self.left], max(self.left - len(data), 0)
                 writer.write(data)
                 await writer.drain()
                 if counted and self.left == 0:

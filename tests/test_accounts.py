@@ -643,7 +643,8 @@ def filled(path):
 
 
 async def test_strangers_get_nothing_that_is_not_public(app, visitor, subtests):
-    wanting = [(method, path) for method, path, asked in addresses(app) if asked in ("signed_in", "administrator")]
+    knows = ("signed_in", "administrator")
+    wanting = [(method, path) for method, path, asked in addresses(app) if asked in knows]
     assert len(wanting) > 20
     assert {(method, path) for method, path, _ in addresses(app)} - {*wanting} == PUBLIC
     for method, path in wanting:

@@ -116,7 +116,8 @@ class Named(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
-        self.found += [(tag, text) for name, text in attributes if name in ("src", "href", "srcset", "action")]
+        names = ("src", "href", "srcset", "action")
+        self.found += [(tag, text) for name, text in attributes if name in names]
 
 
 @pytest.mark.parametrize("path", ["/docs", "/", "/sign-in", "/set-up"])
