@@ -335,7 +335,7 @@ class Database:
     @contextlib.asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator[Self]:
         """Open and migrate.  Raises Refused when the file is not ours or from the future."""
-        with contextlib.closing(connect(path)) as db:  # before any thread, so that a refusal leaves none behind
+        with contextlib.closing(connect(path)) as db:  # before any thread: a refusal leaves none behind
             migrate(db, path)
         async with contextlib.AsyncExitStack() as stack:
             writer = Thread(functools.partial(connect, path), 64)
@@ -907,6 +907,7 @@ def release(db: Db, *, video_id: str, now: int) -> bool:
 
 class HeldPart(msgspec.Struct, frozen=True):
     hold_id: int
+    frozen_at: int
     user_id: str
     package_id: int
     credits: int
@@ -917,7 +918,7 @@ class HeldPart(msgspec.Struct, frozen=True):
 
 def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransType, now: int) -> bool:
     parts = many(db, HeldPart, """
-        SELECT h.id AS hold_id, t.user_id, t.package_id, t.credits,
+        SELECT h.id AS hold_id, h.created_at AS frozen_at, t.user_id, t.package_id, t.credits,
                p.remaining, p.expires_at, p.spendable_until_at
         FROM credit_holds h
         JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
@@ -938,11 +939,14 @@ def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransT
 
 
 def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
-    """Keep credits that come back too late spendable for a day; not what lay there unspent."""
-    if part.remaining and part.spendable_until_at is not None and part.spendable_until_at <= now:
+    """Keep credits that come back too late spendable for a day; not what lay there unspent.  Those frozen
+    during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
+    over = part.spendable_until_at is not None and part.spendable_until_at <= now
+    if over and part.remaining:
         record_expiry(db, user_id=part.user_id, package_id=part.package_id, credits=part.remaining, now=now)
-    run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
-        until=now + GRACE, id=part.package_id)  # fmt: skip
+    if over or (part.expires_at is not None and part.frozen_at < part.expires_at):
+        run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
+            until=now + GRACE, id=part.package_id)  # fmt: skip
 
 
 class Expiring(msgspec.Struct, frozen=True):
@@ -1162,6 +1166,7 @@ class Principal(msgspec.Struct, frozen=True):
     user_id: str
     is_admin: bool
     api_key_id: str | None = None
+    is_limited: bool = False  # a key that may not spend all, or not for ever
     until_at: int | None = None  # the session or key ends then
     last_used_at: int | None = None
 
@@ -1331,7 +1336,8 @@ def find_session(db: Db, *, digest: str, now: int) -> Principal | None:
 
 def find_key(db: Db, *, digest: str, now: int) -> Principal | None:
     return one(db, Principal, """
-        SELECT u.id AS user_id, u.is_admin, k.id AS api_key_id, k.expires_at AS until_at, k.last_used_at
+        SELECT u.id AS user_id, u.is_admin, k.id AS api_key_id, k.expires_at AS until_at, k.last_used_at,
+               k.credit_limit IS NOT NULL OR k.expires_at IS NOT NULL AS is_limited
         FROM api_keys k JOIN users u ON u.id = k.user_id
         WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :now)
     """, digest=digest, now=now)
@@ -2644,7 +2650,6 @@ def make_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def lock(data: Path, settings: Settings) -> Iterator[None]:
     """Keep a second server off the folder, and tell the command line where this one listens."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     with (data / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2653,9 +2658,15 @@ def lock(data: Path, settings: Settings) -> Iterator[None]:
             raise AlreadyRunning(file.read().strip()) from None
         file.seek(0)
         file.truncate()
-        file.write(f"http://{host}:{settings.port}")
+        file.write(local_url(settings))
         file.flush()
         yield
+
+
+def local_url(settings: Settings) -> str:
+    """Where this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def read_secret(path: Path) -> str:
@@ -3130,8 +3141,12 @@ async def guard_against_forgery(request: AnyRequest) -> None:
         raise Forbidden("That request came from another site.")
 
 
+def is_https(request: Request) -> bool:
+    return request.base.startswith("https:")
+
+
 def cookie_name(request: Request) -> str:
-    return "__Host-videofly" if request.url.scheme == "https" else "videofly"
+    return "__Host-videofly" if is_https(request) else "videofly"
 
 
 async def authenticate(request: Request) -> Principal:
@@ -3190,8 +3205,9 @@ async def signed_in(request: AnyRequest) -> None:
 
 async def administrator(request: AnyRequest) -> None:
     """An administrator asks, or whoever can read the data folder."""
-    if not (await identify(cast(Request, request))).is_admin:
-        raise Forbidden("That is for administrators.")
+    principal = await identify(cast(Request, request))
+    if not principal.is_admin or principal.is_limited:
+        raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
 
 Uuid = FromPath[str]
@@ -3548,7 +3564,7 @@ class SetUpDone(Output, frozen=True, omit_defaults=True):
 
 def session_cookie(request: Request, token: str, life: int = SESSION_LIFE) -> Cookie:
     return Cookie(cookie_name(request), value=token, httponly=True, samesite="lax", max_age=life // SECOND,
-                  secure=request.url.scheme == "https")  # fmt: skip
+                  secure=is_https(request))  # fmt: skip
 
 
 def answer_signed_in(request: Request, token: str, data: T, status: int = 201) -> Response[Answer[T]]:
@@ -3631,6 +3647,8 @@ class Auth(Controller):
     async def password(self, request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
         """Change the password; every session ends but this one, which gets a new token."""
         app, me, token = request.parts, request.user, secrets.token_urlsafe(32)
+        if me.api_key_id:
+            raise Forbidden("An API key cannot set a password; sign in.")
         user = await me.read(get_user)
         if user.has_password:
             found, attempt = await try_password(request, user.email, data.current_password)
@@ -3977,8 +3995,7 @@ class Server(uvicorn.Server):
 
 
 def greeting(app: App) -> str:
-    host = "localhost" if app.settings.host == "0.0.0.0" else app.settings.host  # noqa: S104
-    url = app.settings.public_url or f"http://{host}:{app.settings.port}"
+    url = app.settings.public_url or local_url(app.settings)
     if app.set_up_token is None:
         return f"VideoFly is at {url}"
     return FIRST_START.format(url=url, token=app.set_up_token)

@@ -40,7 +40,9 @@ BODY = b'{"model":"preview","prompt":"a red fox over snow","duration":5}'
 
 
 def serve(app, port):
-    config = uvicorn.Config(app, port=port, lifespan="off", log_config=None, access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, port=port, lifespan="off", log_config=None, access_log=False, server_header=False
+    )
     return uvicorn.Server(config).serve()
 
 
@@ -66,10 +68,24 @@ async def serve_videofly(port, keys_file):
 
 async def a_person(app, n):
     key = v.new_api_key()
-    user = await app.db.write(v.add_user, email=f"{n}@example.com", password_hash=None, is_admin=False,
-                              rules=app.catalogue.credits, now=app.now())
-    await app.db.write(v.grant, user_id=user.id, credits=10**8, trans_type="SYSTEM_ADJUST", source_ref=str(n), note="",
-                       expires_at=None, now=app.now())
+    user = await app.db.write(
+        v.add_user,
+        email=f"{n}@example.com",
+        password_hash=None,
+        is_admin=False,
+        rules=app.catalogue.credits,
+        now=app.now(),
+    )
+    await app.db.write(
+        v.grant,
+        user_id=user.id,
+        credits=10**8,
+        trans_type="SYSTEM_ADJUST",
+        source_ref=str(n),
+        note="",
+        expires_at=None,
+        now=app.now(),
+    )
     await app.db.write(v.add_key, user_id=user.id, key=v.prepare_key(key, name="benchmark"), now=app.now())
     return key
 
@@ -108,15 +124,19 @@ def requests_of(keys, start):
     n = start
     while True:
         n = (n + 1) % len(keys)
-        yield (b"POST /api/v1/video/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-               b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (keys[n].encode(), len(BODY), BODY))
+        yield (
+            b"POST /api/v1/video/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (keys[n].encode(), len(BODY), BODY)
+        )
 
 
 async def accepted_per_second(port, keys, seconds):
     loop, connections = asyncio.get_running_loop(), []
     for n in range(CONNECTIONS):
         start = n * len(keys) // CONNECTIONS
-        _, connection = await loop.create_connection(lambda start=start: Connection(requests_of(keys, start)), "127.0.0.1", port)
+        _, connection = await loop.create_connection(
+            lambda start=start: Connection(requests_of(keys, start)), "127.0.0.1", port
+        )
         connections.append(connection)
     began = time.perf_counter()
     await asyncio.sleep(seconds)
@@ -159,8 +179,12 @@ def compare(seconds, rounds):
                 plain = uvloop.run(accepted_per_second(8791, keys, seconds))
                 orders = uvloop.run(accepted_per_second(8792, keys, seconds))
                 ratios.append(orders / plain)
-                print(f"{'warm-up' if n == 0 else f'round {n}'}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}")
-    print(f"orders / bare: median {statistics.median(ratios[1:]):.3f}, min {min(ratios[1:]):.3f}, max {max(ratios[1:]):.3f}")
+                print(
+                    f"{'warm-up' if n == 0 else f'round {n}'}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}"
+                )
+    print(
+        f"orders / bare: median {statistics.median(ratios[1:]):.3f}, min {min(ratios[1:]):.3f}, max {max(ratios[1:]):.3f}"
+    )
 
 
 # --- the real server at rest
@@ -172,7 +196,12 @@ def start_and_rest(rounds):
         with tempfile.TemporaryDirectory() as folder:
             environ = os.environ | {"VIDEOFLY_DATA": folder, "VIDEOFLY_PORT": "8793"}
             began = time.perf_counter()
-            process = subprocess.Popen([sys.executable, "-m", "videofly", "serve"], env=environ, stdout=subprocess.DEVNULL, cwd=v.HERE)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "videofly", "serve"],
+                env=environ,
+                stdout=subprocess.DEVNULL,
+                cwd=v.HERE,
+            )
             wait_for(8793, "/readyz")
             ready.append(time.perf_counter() - began)
             time.sleep(1)  # let what start left behind be freed
@@ -180,7 +209,9 @@ def start_and_rest(rounds):
             memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
             process.terminate()
             process.wait()
-    print(f"start to ready: median {statistics.median(ready):.2f} s, min {min(ready):.2f}, max {max(ready):.2f}")
+    print(
+        f"start to ready: median {statistics.median(ready):.2f} s, min {min(ready):.2f}, max {max(ready):.2f}"
+    )
     print(f"idle memory: median {statistics.median(memory):.0f} MiB, max {max(memory):.0f}")
 
 
@@ -189,7 +220,9 @@ def main():
         uvloop.run(globals()[sys.argv[1]](int(sys.argv[2]), *(sys.argv[3:] or [None])))
         return
     seconds, rounds = float((sys.argv[1:] or [3])[0]), int((sys.argv[2:] or [5])[0])
-    print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, msgspec {msgspec.__version__}, {os.cpu_count()} cores")
+    print(
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, msgspec {msgspec.__version__}, {os.cpu_count()} cores"
+    )
     compare(seconds, rounds)
     start_and_rest(5)
 

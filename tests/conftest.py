@@ -173,7 +173,9 @@ async def client(app):
 
 
 def client_of(app, **headers):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(app)), base_url="http://test", headers=headers)
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(v.http(app)), base_url="http://test", headers=headers
+    )
 
 
 @pytest.fixture
@@ -193,12 +195,22 @@ class Person:
 async def person(app, email, *, credits=0, is_admin=False, expires_at=None):
     """An account without a welcome gift, with a key and so many credits."""
     rules = v.CreditRules(gift=0, gift_days=1, plan_days=1, pack_days=1)
-    user = await app.db.write(v.add_user, email=email, password_hash=None, is_admin=is_admin, rules=rules, now=app.now())
+    user = await app.db.write(
+        v.add_user, email=email, password_hash=None, is_admin=is_admin, rules=rules, now=app.now()
+    )
     key = v.new_api_key()
     await app.db.write(v.add_key, user_id=user.id, key=v.prepare_key(key, name="test"), now=app.now())
     if credits:
-        await app.db.write(v.grant, user_id=user.id, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=f"test:{email}",
-                           note="", expires_at=expires_at, now=app.now())
+        await app.db.write(
+            v.grant,
+            user_id=user.id,
+            credits=credits,
+            trans_type="SYSTEM_ADJUST",
+            source_ref=f"test:{email}",
+            note="",
+            expires_at=expires_at,
+            now=app.now(),
+        )
     return Person(user.id, email, key)
 
 
@@ -239,7 +251,11 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.data, self.url = Path(data), f"http://127.0.0.1:{self.port}"
-        clean = {name: text for name, text in os.environ.items() if not name.startswith(("VIDEOFLY_", "S3_", "VIDEO_"))}
+        clean = {
+            name: text
+            for name, text in os.environ.items()
+            if not name.startswith(("VIDEOFLY_", "S3_", "VIDEO_"))
+        }
         self.environ = clean | {"VIDEOFLY_DATA": str(data), "VIDEOFLY_PORT": str(self.port)} | environ
         self.process = None
 
@@ -247,7 +263,9 @@ class Server:
         """Start, and return when it answers."""
         self.log = (self.data.parent / f"{self.data.name}.log").open("a+b")
         command = [sys.executable, "-m", "videofly", "serve"]
-        self.process = subprocess.Popen(command, cwd=v.HERE, env=self.environ, stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, cwd=v.HERE, env=self.environ, stdout=self.log, stderr=subprocess.STDOUT
+        )
         until = time.monotonic() + 30
         while time.monotonic() < until:
             try:
@@ -276,8 +294,14 @@ class Server:
 
     def command(self, *words):
         """The command line on the same folder: what it prints."""
-        done = subprocess.run([sys.executable, "-m", "videofly", *words], cwd=v.HERE, env=self.environ,
-                              capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-m", "videofly", *words],
+            cwd=v.HERE,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 

@@ -2,8 +2,8 @@
 
     python tests/mutate.py [-j JOBS] [--quick] [WORDS]      only faults whose headline has all the words
 
-Prints one line a fault.  Fails when a fault survives, when its text is not there any more, or when the tests fail
-without one.  Takes minutes: for before a release, not for each commit."""
+Prints one line a fault.  Fails when a fault survives, when its text is not there any more, or when the tests
+fail without one.  Takes minutes: for before a release, not for each commit."""
 
 import argparse
 import concurrent.futures
@@ -52,8 +52,9 @@ def faults(words):
 
 
 def copy_project(folder):
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=HERE, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=HERE, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (HERE / name).is_file():
@@ -73,7 +74,7 @@ def run_tests(folder, files):
 
 
 def all_files(folder):
-    """The quick ones first, each group a run of its own."""
+    """Those that notice most, and the others."""
     first = [f"tests/test_{name}.py" for name in FIRST if (folder / f"tests/test_{name}.py").exists()]
     rest = sorted(str(file.relative_to(folder)) for file in folder.glob("tests/test_*.py"))
     return first, [file for file in rest if file not in first]
@@ -94,7 +95,7 @@ def judge(fault, quick):
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("-j", type=int, default=2)
-    options.add_argument("--quick", action="store_true", help="only the tests that notice most in the least time")
+    options.add_argument("--quick", action="store_true", help="only the tests that notice most")
     options.add_argument("words", nargs="*")
     options = options.parse_args()
     chosen, bad = faults(options.words), 0
@@ -103,7 +104,8 @@ def main():
     if outcome == "killed":
         sys.exit("The tests have to pass first.")
     with concurrent.futures.ThreadPoolExecutor(options.j) as pool:
-        for fault, (outcome, told, seconds) in zip(chosen, pool.map(judge, chosen, [options.quick] * len(chosen)), strict=True):
+        judged = pool.map(judge, chosen, [options.quick] * len(chosen))
+        for fault, (outcome, told, seconds) in zip(chosen, judged, strict=True):
             print(f"{outcome:8} {seconds:4.0f} s  {fault.file}: {fault.name}  {told}", flush=True)
             bad += outcome != "killed"
     print(f"{len(chosen) - bad} of {len(chosen)} noticed")

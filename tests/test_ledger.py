@@ -17,9 +17,11 @@ KEYS = {"key_free": None, "key_tight": 15}  # and what each may ever spend; both
 ORDERING = [("usr_ada", None), ("usr_ada", "key_free"), ("usr_ada", "key_tight"), ("usr_bob", None)]
 LIVES = st.none() | st.integers(1, 30)  # hours that a package lasts
 AMOUNTS = st.sampled_from([3, 5, 10, 20, 50])
+GIFTS = st.lists(st.tuples(st.sampled_from(PEOPLE), AMOUNTS, LIVES), min_size=2, max_size=5)
 PRICES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 START = 1_800_000_000_000
 RUNNING_MAX = 6
+ENDED = ("COMPLETED", "FAILED")
 
 
 @dataclass(eq=False)
@@ -42,6 +44,7 @@ class Hold:
     parts: list  # (package, credits)
     credits: int
     key: str | None
+    at: int  # the hour when it froze them
     state: str = "frozen"
 
 
@@ -76,7 +79,7 @@ class Model:
         return sum(package.left for package in self.of(who) if package.can_be_spent(self.now))
 
     def running(self, who):
-        return sum(video.owner == who and video.status not in ("COMPLETED", "FAILED") for video in self.videos.values())
+        return sum(video.owner == who and video.status not in ENDED for video in self.videos.values())
 
     def write_line(self, who, what, credits, hold=None):
         remained = self.lines[who][-1][2] if self.lines[who] else 0
@@ -92,8 +95,8 @@ class Model:
 
     def take(self, who, credits):
         """Those that end first, and of those that end together the older: (package, credits)."""
-        parts, first = [], lambda package: (package.until is None, package.until or 0, self.packages.index(package))
-        for package in sorted(self.of(who), key=first):
+        parts = []
+        for package in sorted(self.of(who), key=lambda package: (package.until is None, package.until)):
             taken = min(package.left, credits) if package.can_be_spent(self.now) else 0
             if taken:
                 package.left -= taken
@@ -113,7 +116,7 @@ class Model:
         return v.KeyLimitReached if limit is not None and spent + credits > limit else None
 
     def freeze(self, who, credits, key):
-        hold = Hold(self.take(who, credits), credits, key)
+        hold = Hold(self.take(who, credits), credits, key, self.now)
         for package, taken in hold.parts:
             package.frozen += taken
         self.holds.append(hold)
@@ -127,16 +130,17 @@ class Model:
             package.used += taken
 
     def release(self, who, hold):
-        """Credits go back to where they were.  Past its date, a package takes them for a day; what lay
-        there and could not be spent any more is lost first."""
+        """Credits go back to where they were.  Past its date, a package takes them for a day: those that were
+        frozen before the date, and any whose day is over.  What lay there and could not be spent is lost first."""
         hold.state = "released"
-        for package, _ in hold.parts:
-            if not package.can_be_spent(self.now):
-                self.lose(package)
+        late = [package for package, _ in hold.parts if not package.can_be_spent(self.now)]
+        for package in late:
+            self.lose(package)
         for package, taken in hold.parts:
             package.frozen -= taken
             package.left += taken
-            if package.date is not None and package.date <= self.now:
+            past = package.date is not None and package.date <= self.now
+            if past and (hold.at < package.date or package in late):
                 package.until = self.now + 24
         self.write_line(who, "REFUND", hold.credits, hold)
 
@@ -166,11 +170,14 @@ class Model:
             self.release(video.owner, video.hold)
 
 
+def at(hour):
+    return None if hour is None else START + hour * v.HOUR
+
+
 class Ledger(RuleBasedStateMachine):
     jobs = Bundle("jobs")  # as the worker once read them, so many are out of date
 
-    @initialize(target=jobs, gifts=st.lists(st.tuples(st.sampled_from(PEOPLE), AMOUNTS, LIVES), min_size=2, max_size=5),
-                prices=PRICES)
+    @initialize(target=jobs, gifts=GIFTS, prices=PRICES)
     def open(self, gifts, prices):
         self.db, self.model, self.n = v.connect(":memory:"), Model(), 0
         v.migrate(self.db)
@@ -191,7 +198,7 @@ class Ledger(RuleBasedStateMachine):
 
     @property
     def now(self):
-        return START + self.model.now * v.HOUR
+        return at(self.model.now)
 
     def do(self, fn, refusal=None, **words):
         """The result of one transaction, which must end as the model says."""
@@ -210,8 +217,8 @@ class Ledger(RuleBasedStateMachine):
 
     def grant(self, who, credits, ref, life):
         date = None if life is None else self.model.now + life
-        given = self.do(v.grant, user_id=who, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=str(ref), note="",
-                        expires_at=None if date is None else START + date * v.HOUR)
+        given = self.do(v.grant, user_id=who, credits=credits, trans_type="SYSTEM_ADJUST",
+                        source_ref=str(ref), note="", expires_at=at(date))
         assert given == self.model.grant(who, credits, ref, date)
 
     @rule(who=st.sampled_from(PEOPLE), credits=st.integers(1, 9))
@@ -287,8 +294,9 @@ class Ledger(RuleBasedStateMachine):
             self.model.end(video, "FAILED")
 
     def cancel(self, job, video):
-        ended = video.status in ("COMPLETED", "FAILED")
-        refusal = v.VideoNotFound if video.deleted else v.AlreadyFinished if ended and not video.cancelled else None
+        ended = video.status in ENDED
+        late = v.AlreadyFinished if ended and not video.cancelled else None
+        refusal = v.VideoNotFound if video.deleted else late
         self.do(v.cancel_video, refusal, user_id=video.owner, id=video.id)
         if not ended:
             self.model.end(video, "FAILED")
@@ -296,7 +304,7 @@ class Ledger(RuleBasedStateMachine):
 
     def delete(self, job, video):
         self.do(v.delete_video, v.VideoNotFound if video.deleted else None, user_id=video.owner, id=video.id)
-        if video.status not in ("COMPLETED", "FAILED"):
+        if video.status not in ENDED:
             self.model.end(video, "FAILED")
         video.deleted = True
 
@@ -319,7 +327,8 @@ class Ledger(RuleBasedStateMachine):
     def again(self, job, resolve):
         """The same order again is the same video.  What has ended does not end again, nor the other way."""
         video = self.model.videos[job.id]
-        [(answer, problem)], _ = v.commit(self.db, [self.order_act(video.owner, "x" * 36, 1, None, video.once)])
+        act = self.order_act(video.owner, "x" * 36, 1, None, video.once)
+        [(answer, problem)], _ = v.commit(self.db, [act])
         assert (answer, problem) == (video.answer, None)
         if video.hold.state != "frozen":
             assert self.do(resolve, video_id=job.id) is False
@@ -333,7 +342,7 @@ class Ledger(RuleBasedStateMachine):
             FROM credit_packages ORDER BY id
         """).fetchall()
         assert counters == [
-            (p.owner, p.initial, p.left, p.frozen, p.used, p.expired, 0, None if p.until is None else START + p.until * v.HOUR)
+            (p.owner, p.initial, p.left, p.frozen, p.used, p.expired, 0, at(p.until))
             for p in self.model.packages]
         assert all(0 <= counter <= row[1] for row in counters for counter in row[2:7])
 
@@ -343,8 +352,8 @@ class Ledger(RuleBasedStateMachine):
             packages, now = self.model.of(who), self.model.now
             soon = [p.left for p in packages if p.until is not None and now < p.until <= now + 7 * 24]
             assert v.balance(self.db, user_id=who, now=self.now) == v.Balance(
-                sum(p.initial for p in packages), sum(p.used for p in packages), sum(p.frozen for p in packages),
-                self.model.available(who), sum(soon), 0, None)
+                sum(p.initial for p in packages), sum(p.used for p in packages),
+                sum(p.frozen for p in packages), self.model.available(who), sum(soon), 0, None)
 
     @invariant()
     def every_history_is_the_models(self):
@@ -376,6 +385,6 @@ class Ledger(RuleBasedStateMachine):
 
 # The same examples each time, so that what fails here fails everywhere; the blob repeats a failure by itself.
 Ledger.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.too_slow])
 TestLedger = Ledger.TestCase

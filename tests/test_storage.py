@@ -94,7 +94,8 @@ async def test_a_signature_opens_one_file_only(client, app):
 
 @pytest.mark.parametrize("path", [
     "../secret", "..%2Fsecret", "%2e%2e/secret", "videos/..%2f..%2fsecret", "videos/a/../../../secret",
-    "/etc/passwd", "%2Fetc%2Fpasswd", "..%5csecret", "videos%2Fa%2F1.mp4%00", "....//secret", "../videofly.db",
+    "/etc/passwd", "%2Fetc%2Fpasswd", "..%5csecret", "videos%2Fa%2F1.mp4%00", "....//secret",
+    "../videofly.db",
     "", "videos", "videos/a/",
 ])  # fmt: skip
 async def test_nothing_else_can_be_reached_and_nothing_is_listed(client, app, path):

@@ -51,7 +51,11 @@ async def test_its_file_and_poster_can_be_fetched(client, app, ada, provider):
         film, poster = await stranger.get(made["videoUrl"]), await stranger.get(made["posterUrl"])
         part = await stranger.get(made["videoUrl"], headers={"Range": "bytes=4-7"})
     assert film.content == provider.result and poster.content.startswith(b"\xff\xd8")
-    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"ftyp", f"bytes 4-7/{len(film.content)}")
+    assert (part.status_code, part.content, part.headers["content-range"]) == (
+        206,
+        b"ftyp",
+        f"bytes 4-7/{len(film.content)}",
+    )
 
 
 async def test_a_failed_video_costs_nothing(client, app, ada, provider):
@@ -137,7 +141,10 @@ async def test_a_deleted_video_is_gone_with_its_files(client, app, ada):
     assert error_of(await client.get(f"/api/v1/video/{video['videoUuid']}")) == (404, "E4006")
     await work(app)
     async with stranger_to(client) as stranger:
-        assert [(await stranger.get(made[link])).status_code for link in ("videoUrl", "posterUrl")] == [404, 404]
+        assert [(await stranger.get(made[link])).status_code for link in ("videoUrl", "posterUrl")] == [
+            404,
+            404,
+        ]
     assert (await client.get("/api/v1/video/list")).json()["data"]["videos"] == []
     await books_are_right(app)
 
@@ -154,7 +161,11 @@ async def test_a_retry_costs_again_and_stores_what_was_made(client, app, ada, pr
             app.clock.pass_s(60)
     assert ((await show(client, video))["error"]["code"], await credits(client)) == ("E5002", (100, 0, 0))
     retried = await client.post(f"/api/v1/video/{video['videoUuid']}/retry")
-    assert (retried.status_code, retried.json()["data"]["status"], await credits(client)) == (201, "UPLOADING", (90, 10, 0))
+    assert (retried.status_code, retried.json()["data"]["status"], await credits(client)) == (
+        201,
+        "UPLOADING",
+        (90, 10, 0),
+    )
     await work(app)
     assert ((await show(client, video))["status"], await credits(client)) == ("COMPLETED", (90, 0, 10))
     assert provider.count("submit") == 1
@@ -177,12 +188,18 @@ async def test_only_what_was_made_can_be_retried(client, app, ada, clock, provid
 
 
 async def test_the_same_key_makes_one_video(client, app, ada):
-    answers = await asyncio.gather(*[
-        client.post("/api/v1/video/generate", json=FOX, headers={"Idempotency-Key": "k1"}) for _ in range(20)])
+    answers = await asyncio.gather(
+        *[
+            client.post("/api/v1/video/generate", json=FOX, headers={"Idempotency-Key": "k1"})
+            for _ in range(20)
+        ]
+    )
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
     assert await credits(client) == (90, 10, 0)
-    other = await client.post("/api/v1/video/generate", json=FOX | {"prompt": "a cat"}, headers={"Idempotency-Key": "k1"})
+    other = await client.post(
+        "/api/v1/video/generate", json=FOX | {"prompt": "a cat"}, headers={"Idempotency-Key": "k1"}
+    )
     assert error_of(other) == (422, "E4015")
     assert len(await rows(app, "SELECT 1 FROM videos")) == 1
 
@@ -213,19 +230,26 @@ async def test_three_videos_are_made_at_once_and_no_more(client, app, ada):
 
 
 async def test_a_quote_orders_nothing(client, app, ada):
-    quote = (await client.post("/api/v1/video/quote", json=FOX | {"duration": 10, "quality": "720p"})).json()["data"]
+    quote = (await client.post("/api/v1/video/quote", json=FOX | {"duration": 10, "quality": "720p"})).json()[
+        "data"
+    ]
     assert (quote["credits"], quote["available"], quote["sufficient"]) == (40, 100, True)
     assert [part["credits"] for part in quote["draws"]] == [40]
     assert (await credits(client), await rows(app, "SELECT 1 FROM videos")) == ((100, 0, 0), [])
 
 
 async def test_a_price_above_max_credits_is_refused(client, app, ada):
-    assert error_of(await client.post("/api/v1/video/generate", json=FOX | {"maxCredits": 9})) == (402, "E4017")
+    assert error_of(await client.post("/api/v1/video/generate", json=FOX | {"maxCredits": 9})) == (
+        402,
+        "E4017",
+    )
     await order(client, FOX | {"maxCredits": 10})
 
 
 async def test_prefer_wait_answers_when_the_video_is_done(client, app, ada):
-    waiting = asyncio.create_task(client.post("/api/v1/video/generate", json=FOX, headers={"Prefer": "wait=30"}))
+    waiting = asyncio.create_task(
+        client.post("/api/v1/video/generate", json=FOX, headers={"Prefer": "wait=30"})
+    )
     while not await rows(app, "SELECT 1 FROM videos"):
         await asyncio.sleep(0)
     await work(app)
@@ -238,7 +262,11 @@ async def test_a_list_is_paged_without_gaps_though_all_have_one_time(client, app
     made = {(await order(client))["videoUuid"] for _ in range(7)}
     seen, cursor = [], None
     while True:
-        page = (await client.get("/api/v1/video/list", params={"limit": 3} | ({"cursor": cursor} if cursor else {}))).json()["data"]
+        page = (
+            await client.get(
+                "/api/v1/video/list", params={"limit": 3} | ({"cursor": cursor} if cursor else {})
+            )
+        ).json()["data"]
         seen += [video["videoUuid"] for video in page["videos"]]
         cursor = page["nextCursor"]
         if cursor is None:
@@ -250,8 +278,14 @@ async def test_people_see_only_their_own(client, app, ada):
     video = await order(client)
     bob = await person(app, "bob@example.com", credits=10)
     path = f"/api/v1/video/{video['videoUuid']}"
-    for method, at in [("GET", path), ("GET", f"{path}/status"), ("GET", f"{path}/receipt"), ("POST", f"{path}/cancel"),
-                       ("POST", f"{path}/retry"), ("DELETE", path)]:
+    for method, at in [
+        ("GET", path),
+        ("GET", f"{path}/status"),
+        ("GET", f"{path}/receipt"),
+        ("POST", f"{path}/cancel"),
+        ("POST", f"{path}/retry"),
+        ("DELETE", path),
+    ]:
         assert error_of(await client.request(method, at, headers=bob.headers)) == (404, "E4006"), at
     assert (await client.get("/api/v1/video/list", headers=bob.headers)).json()["data"]["videos"] == []
     assert (await show(client, video))["status"] == "PENDING"
