@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import httpx
-import msgspec
 import uvicorn
 import uvloop
 from litestar import Litestar, post
@@ -179,12 +178,11 @@ def compare(seconds, rounds):
                 plain = uvloop.run(accepted_per_second(8791, keys, seconds))
                 orders = uvloop.run(accepted_per_second(8792, keys, seconds))
                 ratios.append(orders / plain)
-                print(
-                    f"{'warm-up' if n == 0 else f'round {n}'}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}"
-                )
-    print(
-        f"orders / bare: median {statistics.median(ratios[1:]):.3f}, min {min(ratios[1:]):.3f}, max {max(ratios[1:]):.3f}"
-    )
+                name = f"round {n}" if n else "warm-up"
+                print(f"{name}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}")
+    counted = ratios[1:]
+    median = statistics.median(counted)
+    print(f"orders / bare: median {median:.3f}, min {min(counted):.3f}, max {max(counted):.3f}")
 
 
 # --- the real server at rest
@@ -220,9 +218,8 @@ def main():
         uvloop.run(globals()[sys.argv[1]](int(sys.argv[2]), *(sys.argv[3:] or [None])))
         return
     seconds, rounds = float((sys.argv[1:] or [3])[0]), int((sys.argv[2:] or [5])[0])
-    print(
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, msgspec {msgspec.__version__}, {os.cpu_count()} cores"
-    )
+    versions = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    print(f"{versions}, {os.cpu_count()} cores, {CONNECTIONS} connections, {PEOPLE} people")
     compare(seconds, rounds)
     start_and_rest(5)
 

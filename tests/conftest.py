@@ -1,4 +1,4 @@
-"""What every test stands on: a clock wound by hand, a provider that does as it is told, a server, a person."""
+"""What every test stands on: a clock wound by hand, a provider that does as told, a server, a person."""
 
 import asyncio
 import functools

@@ -4,8 +4,8 @@ A scenario is what a stubborn client does: each request may be repeated, and car
 is run once, and at each point where power could be cut the world is kept as it is then: the data folder as
 it lies on the disk, and what the provider knows.  Then the server is started on each of these worlds.  Worlds
 that are equal to the byte need one start: within a transaction all are, as long as nothing escapes it before
-its COMMIT.  So the cut is no exception that unwinds: it is what a restart finds.
-(That SQLite and move_durably wait for the disk, this cannot show: nothing is lost from the disk's own cache.)"""
+its COMMIT.  So the cut is no exception that unwinds: it is what a restart finds.  (That SQLite and storage
+wait for the disk cannot be shown here, where no disk forgets what it was told.)"""
 
 import contextlib
 import hashlib
@@ -338,6 +338,20 @@ async def come_back(world, http, scenario, expected):
         [(id, status)] = await check(app, world)
         assert not alone or (id, client.id) == (alone[0][0], alone[0][0])
         assert status == "FAILED" if unknown and not world.provider.repeatable else status in expected
+
+
+async def test_storage_that_is_away_for_a_moment_is_tried_again(app, client, ada, clock, provider):
+    videos = app.storage.root / "videos"
+    videos.touch()
+    video = (await client.post("/api/v1/video/generate", json=ORDER)).json()["data"]
+    await work(app, for_s=2)
+    assert await rows(app, "SELECT status, tries > 0 FROM videos") == [("UPLOADING", 1)]
+    videos.unlink()
+    clock.pass_s(30)
+    await work(app)
+    assert await rows(app, "SELECT id, status, attempt FROM videos") == [(video["videoUuid"], "COMPLETED", 1)]
+    assert provider.count("submit") == 1
+    await books_are_right(app)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ class Model:
 
     def release(self, who, hold):
         """Credits go back to where they were.  Past its date, a package takes them for a day: those that were
-        frozen before the date, and any whose day is over.  What lay there and could not be spent is lost first."""
+        frozen before the date, and any whose day is over.  What could not be spent there is lost first."""
         hold.state = "released"
         late = [package for package, _ in hold.parts if not package.can_be_spent(self.now)]
         for package in late:

@@ -19,7 +19,7 @@ import pytest
 import videofly as v
 
 CASES = """
-    # has                happens                                        comes to      available frozen used expired
+    # has                happens                                        comes to   avail. frozen used expired
 
     # An order freezes, a video spends, a failure gives back.
     30                   order A 10                                     ok                   20  10   0   0
@@ -86,6 +86,8 @@ CASES = """
     10 for 2h            order A 4, wait 2h, failed A, wait 24h, sweep  1                     0   0   0  10
     10 for 2h  order A 4, wait 2h, failed A, order B 4, wait 30h, done B  yes                  0   0   4   6
     10 for 2h  order A 4, wait 2h, failed A, order B 4, wait 30h, failed B, wait 23h, sweep  0   4   0   0   6
+    10 for 2h  order A 4, wait 2h, failed A, order B 4, wait 20h, failed B, wait 3h, sweep  0   4   0   0   6
+    10 for 2h  order A 4, wait 2h, failed A, order B 4, wait 20h, failed B, wait 4h, sweep  1   0   0   0  10
     10 for 2h  order A 4, order B 6, wait 2h, failed A, wait 9h, failed B  ok                 10   0   0   0
     10 for 2h  order A 4, order B 6, wait 2h, failed A, wait 23h, failed B, wait 23h, sweep  0  10   0   0   0
     10 for 2h  order A 4, order B 6, wait 2h, failed A, wait 24h, failed B  ok                 6   0   0   4
