@@ -3294,8 +3294,8 @@ class Videos(Controller):
     before_request = staticmethod(signed_in)
 
     @post("/generate", responses=REFUSED)
-    async def generate(self, request: Request, data: JSONBody[NewVideo],
-                       key: IdempotencyKey = None, prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
+    async def generate_video(self, request: Request, data: JSONBody[NewVideo],
+                             key: IdempotencyKey = None, prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
         me, settings, id = request.user, request.parts.settings, new_uuid(request.parts.now())
         order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
         stored = await me.write(
@@ -3305,18 +3305,18 @@ class Videos(Controller):
         return await answer_order(request, id, stored, prefer)
 
     @post("/quote", status_code=200, responses=REFUSED)
-    async def quote(self, request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
+    async def quote_video(self, request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
         order = choose(request.parts.catalogue, data, seed=0)
         return ok(await request.user.read(quote_video, order=order, now=request.parts.now()))
 
     @get("/list", responses=REFUSED)
-    async def index(self, request: Request, cursor: Cursor = None, limit: Limit = 20,
-                    status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
+    async def list_videos(self, request: Request, cursor: Cursor = None, limit: Limit = 20,
+                          status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
         page = await request.user.read(list_videos, cursor=cursor, limit=limit, status=status)
         return ok(VideoList([with_links(request, video) for video in page.items], page.next_cursor))
 
     @get("/events", responses=REFUSED)
-    async def events(self, request: Request) -> ServerSentEvent:
+    async def follow_events(self, request: Request) -> ServerSentEvent:
         """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
         app, user_id = request.parts, request.user.user_id
         if app.watchers.count(user_id) >= STREAMS_MAX:
@@ -3326,25 +3326,25 @@ class Videos(Controller):
         return ServerSentEvent(stream_events(app, user_id, after))
 
     @get("/{uuid:str}", responses=REFUSED)
-    async def show(self, request: Request, uuid: Uuid) -> Answer[Video]:
+    async def get_video(self, request: Request, uuid: Uuid) -> Answer[Video]:
         return ok(with_links(request, await request.user.read(get_video, id=uuid)))
 
     @get("/{uuid:str}/status", responses=REFUSED)
-    async def status(self, request: Request, uuid: Uuid) -> Answer[VideoStatus]:
+    async def get_status(self, request: Request, uuid: Uuid) -> Answer[VideoStatus]:
         video = with_links(request, await request.user.read(get_video, id=uuid))
         return ok(VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error))
 
     @get("/{uuid:str}/receipt", responses=REFUSED)
-    async def receipt(self, request: Request, uuid: Uuid) -> Answer[Receipt]:
+    async def get_receipt(self, request: Request, uuid: Uuid) -> Answer[Receipt]:
         return ok(await request.user.read(receipt, id=uuid))
 
     @post("/{uuid:str}/cancel", status_code=200, responses=REFUSED)
-    async def cancel(self, request: Request, uuid: Uuid) -> Answer[Video]:
+    async def cancel_video(self, request: Request, uuid: Uuid) -> Answer[Video]:
         return ok(await request.user.write(cancel_video, id=uuid))
 
     @post("/{uuid:str}/retry", responses=REFUSED)
-    async def retry(self, request: Request, uuid: Uuid, key: IdempotencyKey = None,
-                    prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
+    async def retry_video(self, request: Request, uuid: Uuid, key: IdempotencyKey = None,
+                          prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
         me, app = request.user, request.parts
         stored = await me.write(
             retry_video, id=uuid, api_key_id=me.api_key_id, once=once_of(request, key, None),
@@ -3353,7 +3353,7 @@ class Videos(Controller):
         return await answer_order(request, uuid, stored, prefer)
 
     @delete("/{uuid:str}", responses=REFUSED)
-    async def remove(self, request: Request, uuid: Uuid) -> None:
+    async def delete_video(self, request: Request, uuid: Uuid) -> None:
         await request.user.write(delete_video, id=uuid)
 
 
@@ -3397,7 +3397,7 @@ class Files(Controller):
     before_request = staticmethod(signed_in)
 
     @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
-    async def upload(self, request: Request, data: ImageForm) -> Answer[Upload]:
+    async def upload_image(self, request: Request, data: ImageForm) -> Answer[Upload]:
         """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
         file = data.get("file")
         if not isinstance(file, UploadFile):
@@ -3462,22 +3462,23 @@ class CreditsController(Controller):
     before_request = staticmethod(signed_in)
 
     @get("/balance", responses=REFUSED)
-    async def balance(self, request: Request) -> Answer[Balance]:
+    async def get_balance(self, request: Request) -> Answer[Balance]:
         return ok(await request.user.read(balance, now=request.parts.now()))
 
     @get("/history", responses=REFUSED)
-    async def history(self, request: Request, cursor: Cursor = None, limit: Limit = 20) -> Answer[History]:
+    async def list_history(self, request: Request, cursor: Cursor = None,
+                           limit: Limit = 20) -> Answer[History]:  # fmt: skip
         page = await request.user.read(history, cursor=cursor, limit=limit)
         return ok(History(page.items, page.next_cursor))
 
     @get("/packages", responses=REFUSED)
-    async def packages(self, request: Request, cursor: Cursor = None,
-                       limit: Limit = 20) -> Answer[PackageList]:  # fmt: skip
+    async def list_packages(self, request: Request, cursor: Cursor = None,
+                            limit: Limit = 20) -> Answer[PackageList]:  # fmt: skip
         page = await request.user.read(list_packages, cursor=cursor, limit=limit)
         return ok(PackageList(page.items, page.next_cursor))
 
     @get("/proof", responses=REFUSED)
-    async def proof(self, request: Request) -> Answer[Proof]:
+    async def get_proof(self, request: Request) -> Answer[Proof]:
         """Replay your part of the journal: hashes, running balances, packages, holds."""
         return ok(await request.user.read(proof))
 
@@ -3517,13 +3518,13 @@ class ConfigController(Controller):
     path, tags = "/api/v1/config", ("catalogue",)
 
     @get("/models")
-    async def models(self, request: Request) -> Answer[ModelList]:
+    async def list_models(self, request: Request) -> Answer[ModelList]:
         catalogue = request.parts.catalogue
         models = [model_offer(model) for model in catalogue.models if model.enabled]
         return ok(ModelList(models, catalogue.version))
 
     @get("/products")
-    async def products(self, request: Request) -> Answer[ProductList]:
+    async def list_products(self, request: Request) -> Answer[ProductList]:
         catalogue = request.parts.catalogue
         return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
 
@@ -3688,11 +3689,11 @@ class Account(Controller):
     before_request = staticmethod(signed_in)
 
     @get("/user/me", responses=REFUSED)
-    async def me(self, request: Request) -> Answer[User]:
+    async def get_user(self, request: Request) -> Answer[User]:
         return ok(await request.user.read(get_user))
 
     @get("/keys", responses=REFUSED)
-    async def keys(self, request: Request) -> Answer[KeyList]:
+    async def list_keys(self, request: Request) -> Answer[KeyList]:
         return ok(KeyList(await request.user.read(list_keys)))
 
     @post("/keys", responses=REFUSED)
@@ -3703,7 +3704,7 @@ class Account(Controller):
         return await make_key(request.parts, request.user.user_id, data)
 
     @delete("/keys/{id:str}", responses=REFUSED)
-    async def revoke(self, request: Request, id: FromPath[str]) -> None:
+    async def revoke_key(self, request: Request, id: FromPath[str]) -> None:
         app = request.parts
         await app.change_account(revoke_key, user_id=request.user.user_id, id=id, now=app.now())
 
