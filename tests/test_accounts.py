@@ -742,3 +742,21 @@ async def test_an_administrator_makes_accounts_and_resets_passwords(app, visitor
         keyed = await admin.post("/api/v1/admin/keys", json={"email": "bob@example.com"})
     bearer = f"Bearer {keyed.json()['data']['apiKey']}"
     assert await who(visitor, Authorization=bearer) == "bob@example.com"
+
+
+async def test_a_key_with_a_limit_or_an_end_cannot_administer(app, visitor):
+    root = await person(app, "root@example.com", is_admin=True)
+    for name, bound in {"limit": {"credit_limit": 5}, "end": {"expires_at": app.now() + v.DAY}}.items():
+        key = v.new_api_key()
+        made = v.prepare_key(key, name=name, **bound)
+        await app.db.write(v.add_key, user_id=root.id, key=made, now=app.now())
+        wish, headers = {"email": root.email, "credits": 50}, {"Authorization": f"Bearer {key}"}
+        answer = await visitor.post("/api/v1/admin/credits/grant", json=wish, headers=headers)
+        assert error_of(answer) == (403, "E4011")
+    assert (await app.db.read(v.balance, user_id=root.id, now=app.now())).total_credits == 0
+
+
+async def test_a_key_cannot_set_a_password(client, app, ada):
+    answer = await client.post("/api/auth/password", json={"newPassword": "a password of a thief"})
+    assert error_of(answer) == (403, "E4011")
+    assert (await app.db.read(v.get_user, user_id=ada.id)).has_password is False
