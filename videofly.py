@@ -2435,7 +2435,7 @@ class LocalProvider:
     renders_at_once = 2
 
     def __init__(self, folder: Path, read: Callable[[str], Awaitable[bytes]]) -> None:
-        self.folder, self.read = folder, read
+        self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
         self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
         self.threads = ThreadPoolExecutor(self.renders_at_once, thread_name_prefix="render")
         self.tasks: dict[str, asyncio.Task[None]] = {}

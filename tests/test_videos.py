@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 import videofly as v
-from conftest import books_are_right, error_of, person, rows, work
+from conftest import books_are_right, client_of, error_of, person, rows, work
 
 pytestmark = pytest.mark.anyio
 FOX = {"model": "told", "prompt": "a red fox over snow"}  # 10 credits
@@ -289,3 +289,16 @@ async def test_people_see_only_their_own(client, app, ada):
         assert error_of(await client.request(method, at, headers=bob.headers)) == (404, "E4006"), at
     assert (await client.get("/api/v1/video/list", headers=bob.headers)).json()["data"]["videos"] == []
     assert (await show(client, video))["status"] == "PENDING"
+
+
+async def test_the_data_folder_may_be_named_from_where_one_stands(tmp_path, settings, clock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = v.msgspec.structs.replace(settings, data="here", catalog="catalog.toml")
+    async with v.open_app(here, clock=clock, work=False, providers={"scripted": None}) as app:
+        bob = await person(app, "bob@example.com", credits=10)
+        async with client_of(app, **bob.headers) as client:
+            video = await order(client, {"model": "preview", "prompt": "a fox", "duration": 1})
+            await work(app, for_s=0)
+            await asyncio.gather(*app.providers["local"].tasks.values())
+            await work(app)
+            assert (await show(client, video))["status"] == "COMPLETED"
