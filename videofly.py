@@ -1323,10 +1323,6 @@ def set_password(db: Db, *, user_id: str, password_hash: str, session_digest: st
         start_session(db, user_id=user_id, digest=session_digest, now=now)
 
 
-def rehash_password(db: Db, *, user_id: str, password_hash: str) -> None:
-    run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
-
-
 def find_session(db: Db, *, digest: str, now: int) -> Principal | None:
     return one(db, Principal, """
         SELECT u.id AS user_id, u.is_admin, s.expires_at AS until_at
@@ -1453,7 +1449,6 @@ def forget_old(db: Db, *, now: int) -> None:
 # due_at is how work is asked for: a step that is done says when the next is due, and NULL says never.
 
 Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
-UNFINISHED = "('PENDING', 'GENERATING', 'UPLOADING')"
 
 
 class Failure(Output, frozen=True):
@@ -1517,8 +1512,6 @@ class Job(msgspec.Struct, frozen=True):
     submitted_at: int | None
     ref: str | None
     original_url: str | None
-    storage_key: str | None
-    poster_key: str | None
     deleted_at: int | None
 
 
