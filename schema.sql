@@ -220,6 +220,7 @@ CREATE TABLE videos (
     error_code       TEXT,
     error_message    TEXT,
     created_at       INTEGER NOT NULL,
+    changed_at       INTEGER NOT NULL,
     finished_at      INTEGER,
     deleted_at       INTEGER,
     CHECK (ref IS NULL OR submitted_at IS NOT NULL),
@@ -232,9 +233,10 @@ CREATE TABLE videos (
     CHECK (finished_at IS NOT NULL OR due_at IS NOT NULL)           -- work is never lost
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX videos_listing  ON videos (user_id, created_at DESC, id DESC);
-CREATE INDEX videos_running  ON videos (user_id) WHERE finished_at IS NULL;
-CREATE INDEX videos_due      ON videos (due_at) WHERE due_at IS NOT NULL;
+-- Ids begin with the time, so these two list a user's videos; the first also counts those being made.
+CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
+CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
+CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
 CREATE TRIGGER videos_end_once BEFORE UPDATE OF status ON videos
 WHEN OLD.finished_at IS NOT NULL AND NEW.status <> OLD.status
@@ -258,7 +260,7 @@ CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 ---------------------------------------------------------------------------------------- events --
 
 -- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it
--- saw.  Written in the transaction of what happened.  Deleted after a week; ids are never used again.
+-- saw.  Written by triggers, so that nothing happens untold.  Deleted after a week; ids are never used again.
 CREATE TABLE events (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id     TEXT    NOT NULL REFERENCES users(id),
@@ -268,6 +270,24 @@ CREATE TABLE events (
 ) STRICT;
 
 CREATE INDEX events_by_user ON events (user_id, id);
+
+CREATE TRIGGER videos_tell_new AFTER INSERT ON videos BEGIN
+    INSERT INTO events (user_id, type, data, created_at)
+    VALUES (NEW.user_id, 'video.pending',
+            json_object('videoUuid', NEW.id, 'status', NEW.status, 'progress', NEW.progress), NEW.changed_at);
+END;
+CREATE TRIGGER videos_tell_changes AFTER UPDATE OF status, progress, deleted_at ON videos
+WHEN (NEW.status, NEW.progress, NEW.deleted_at) IS NOT (OLD.status, OLD.progress, OLD.deleted_at) BEGIN
+    INSERT INTO events (user_id, type, data, created_at)
+    VALUES (NEW.user_id, 'video.' || iif(NEW.deleted_at IS NULL, lower(NEW.status), 'deleted'),
+            json_object('videoUuid', NEW.id, 'status', NEW.status, 'progress', NEW.progress), NEW.changed_at);
+END;
+CREATE TRIGGER transactions_tell AFTER INSERT ON credit_transactions
+WHEN NEW.kind IN ('grant', 'expire', 'deduct', 'refund') BEGIN
+    INSERT INTO events (user_id, type, data, created_at)
+    VALUES (NEW.user_id, 'credits.' || rtrim(NEW.kind, 'e') || 'ed',        -- granted, expired, deducted, refunded
+            json_object('credits', NEW.credits, 'transType', NEW.trans_type), NEW.created_at);
+END;
 
 --------------------------------------------------------------------------------------- auditor --
 

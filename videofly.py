@@ -279,8 +279,11 @@ def error_table() -> str:
 # own thread.  So nothing can come between its statements, it cannot wait for the network half-way, and a
 # cancelled caller cannot leave it half done (it may be done without the caller having heard).
 #
-# Functions that wait at the same time share one commit, each in a savepoint of its own; callers are answered
-# after the commit.  One connection writes and checkpoints, the others are read-only: SQLite before 3.51.3
+# Functions that wait at the same time share one commit, and callers are answered after it.  A function that
+# refuses before it has written anything is no trouble to the others; when one fails half-way, all is undone
+# and each is run again, alone.  So whatever can be refused is refused first.
+#
+# One connection writes and checkpoints, the others are read-only: SQLite before 3.51.3
 # can lose a WAL that two connections write (https://sqlite.org/wal.html#walresetbug).
 
 Db = sqlite3.Connection
@@ -394,13 +397,17 @@ class Database:
 Outcome = tuple[Any, BaseException | None]
 
 
+class HalfDone(Exception):
+    """An act wrote something and then failed, so that the transaction has to be undone."""
+
+
 def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
-    """Run each act in its savepoint, all in one transaction.  When SQLite itself fails, each again alone."""
+    """Run the acts in one transaction.  When one of them, or SQLite, fails half-way: each in its own."""
     try:
         return commit_together(db, acts)
-    except sqlite3.Error as failure:
+    except (sqlite3.Error, HalfDone) as failure:
         if len(acts) == 1:
-            return [(None, as_problem(failure))], []
+            return [(None, as_problem(failure.__cause__ or failure))], []
         alone = [commit(db, [act]) for act in acts]
         return [outcomes[0] for outcomes, _ in alone], [item for _, news in alone for item in news]
 
@@ -420,26 +427,17 @@ def commit_together(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]
 
 
 def attempt(db: Db, act: Act) -> Outcome:
-    db.execute("SAVEPOINT act")
+    """Most acts are refused before they write anything; then there is nothing to undo."""
+    written = db.total_changes
     try:
-        result = act(db)
+        return act(db), None
     except Exception as failure:
-        # A full disk ends the whole transaction, not only the savepoint: sqlite.org/lang_transaction.html
-        if not db.in_transaction or is_storage_failure(failure):
-            raise
-        db.execute("ROLLBACK TO act")
-        db.execute("RELEASE act")
+        if db.total_changes != written or isinstance(failure, sqlite3.Error):
+            raise HalfDone from failure
         return None, failure
-    db.execute("RELEASE act")
-    return result, None
 
 
-def is_storage_failure(failure: BaseException) -> bool:
-    name = getattr(failure, "sqlite_errorname", "")
-    return name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_NOMEM", "SQLITE_INTERRUPT"))
-
-
-def as_problem(failure: sqlite3.Error) -> Exception:
+def as_problem(failure: BaseException) -> BaseException:
     return DiskFull() if getattr(failure, "sqlite_errorname", "").startswith("SQLITE_FULL") else failure
 
 
@@ -537,13 +535,6 @@ def insert(db: Db, sql: str, **params: Any) -> int | None:
     return inserted.lastrowid if inserted.rowcount else None
 
 
-def tell(db: Db, *, user_id: str, type: str, data: Mapping[str, Any], now: int) -> None:
-    """Record that something happened, in the transaction in which it happens."""
-    run(db, """
-        INSERT INTO events (user_id, type, data, created_at) VALUES (:user_id, :type, :data, :now)
-    """, user_id=user_id, type=type, data=as_json(data), now=now)
-
-
 def as_json(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
@@ -573,6 +564,9 @@ def write_cursor(position: Any) -> str:
 
 
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # in a list; what SQLite can hold
+
+
+VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 
 
 def read_cursor(cursor: str, as_: type[T]) -> T:
@@ -838,8 +832,6 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
     if package_id:
         record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type,
                credits=credits, note=note, now=now)  # fmt: skip
-        told = {"credits": credits, "transType": trans_type}
-        tell(db, user_id=user_id, type="credits.granted", data=told, now=now)
     return bool(package_id)
 
 
@@ -970,7 +962,6 @@ def expire(db: Db, *, now: int, limit: int = 500) -> int:
 def record_expiry(db: Db, *, user_id: str, package_id: int, credits: int, now: int) -> None:
     record(db, user_id=user_id, package_id=package_id, kind="expire", trans_type="EXPIRED", credits=credits,
            now=now)  # fmt: skip
-    tell(db, user_id=user_id, type="credits.expired", data={"credits": credits}, now=now)
 
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
@@ -978,7 +969,6 @@ def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
         record(db, user_id=user_id, package_id=part.package_id, kind="deduct", trans_type="SYSTEM_ADJUST",
                credits=part.credits, note=note, now=now)  # fmt: skip
-    tell(db, user_id=user_id, type="credits.deducted", data={"credits": credits}, now=now)
 
 
 def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: TransType, credits: int,
@@ -1232,11 +1222,12 @@ def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str
 def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
             rules: CreditRules, now: int) -> User:  # fmt: skip
     """Make an account and sign it in; with an invitation, use that up."""
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now)
-    if invite_digest is not None and not run(db, """
-        UPDATE invites SET user_id = :user_id WHERE digest = :digest AND user_id IS NULL AND expires_at > :now
-    """, user_id=user.id, digest=invite_digest, now=now):  # fmt: skip
+    if invite_digest is not None and not value(db, """
+        SELECT 1 FROM invites WHERE digest = :digest AND user_id IS NULL AND expires_at > :now
+    """, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now)
+    run(db, "UPDATE invites SET user_id = :id WHERE digest = :digest", id=user.id, digest=invite_digest)
     start_session(db, user_id=user.id, digest=session_digest, now=now)
     return user
 
@@ -1265,26 +1256,32 @@ class Attempt(msgspec.Struct, frozen=True):
 def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> Credential | None:
     """Count the attempt before the password is looked at, so that guesses at the same time count too.
     Raises TooManyAttempts with the seconds to wait."""
+    counts = {subject: check_attempts(db, subject=subject, now=now) for subject in attempt.subjects()}
     for subject, free in attempt.subjects().items():
-        count_attempt(db, subject=subject, free=free, now=now)
+        count_attempt(db, subject=subject, failures=counts[subject] + 1, free=free, now=now)
     return one(db, Credential, """
         SELECT id AS user_id, password_hash FROM users WHERE email = :email
     """, email=email)
 
 
-def count_attempt(db: Db, *, subject: str, free: int, now: int) -> None:
+def check_attempts(db: Db, *, subject: str, now: int) -> int:
+    """How many attempts have failed.  Raises TooManyAttempts."""
     blocked_until, failures = db.execute("""
         SELECT blocked_until_at, failures FROM sign_in_failures WHERE subject = ?
     """, [subject]).fetchone() or (0, 0)  # fmt: skip
     if blocked_until > now:
         wait_s = math.ceil((blocked_until - now) / SECOND)
         raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
-    wait = 0 if failures + 1 < free else min(SECOND * 2 ** min(failures + 1 - free, 20), LONGEST_WAIT)
+    return int(failures)
+
+
+def count_attempt(db: Db, *, subject: str, failures: int, free: int, now: int) -> None:
+    wait = 0 if failures < free else min(SECOND * 2 ** min(failures - free, 20), LONGEST_WAIT)
     run(db, """
         INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at)
-        VALUES (:subject, 1, :until, :now) ON CONFLICT (subject)
-        DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
-    """, subject=subject, until=now + wait, now=now)
+        VALUES (:subject, :failures, :until, :now) ON CONFLICT (subject)
+        DO UPDATE SET failures = :failures, blocked_until_at = :until, failed_at = :now
+    """, subject=subject, failures=failures, until=now + wait, now=now)
 
 
 def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: str, now: int) -> User:
@@ -1552,22 +1549,21 @@ def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Output, now:
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, once: Once | None,
                   max_running: int, timeout: int, now: int) -> bytes:  # fmt: skip
-    """Take an order: the limit, the credits, the video, the key and the event, or none of them.
+    """Take an order: the limit, the credits, the video, its event and the key, or none of them.
     Returns the video as JSON.  Raises TooManyRunning, InsufficientCredits, ImageRequired, KeyReused."""
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
     check_running(db, user_id=user_id, max_running=max_running)
     check_images(db, user_id=user_id, images=order.images)
-    run(db, """
-        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio,
-                            quality, seed, images, credits, due_at, deadline_at, created_at)
-        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio,
-                :quality, :seed, :images, :credits, :now, :deadline, :now)
-    """, **msgspec.structs.asdict(order) | {
-        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now, "deadline": now + timeout})
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
            catalog_version=order.catalog_version, now=now)  # fmt: skip
-    announce(db, id=id, user_id=user_id, status="PENDING", progress=0, now=now)
+    run(db, """
+        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio,
+                            quality, seed, images, credits, due_at, deadline_at, created_at, changed_at)
+        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio,
+                :quality, :seed, :images, :credits, :now, :deadline, :now, :now)
+    """, **msgspec.structs.asdict(order) | {
+        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now, "deadline": now + timeout})
     video = Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
                   order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
     return keep_answer(db, user_id=user_id, once=once, answer=video, now=now)
@@ -1586,11 +1582,6 @@ def check_running(db: Db, *, user_id: str, max_running: int) -> None:
         raise TooManyRunning(sentence, limit=max_running)
 
 
-def announce(db: Db, *, id: str, user_id: str, status: Status, progress: int, now: int) -> None:
-    tell(db, user_id=user_id, type=f"video.{status.lower()}",
-         data={"videoUuid": id, "status": status, "progress": progress}, now=now)  # fmt: skip
-
-
 def get_video(db: Db, *, user_id: str, id: str) -> Video:
     found = one(db, Video, VIDEO + OWN, id=id, user_id=user_id)
     if found is None:
@@ -1600,14 +1591,15 @@ def get_video(db: Db, *, user_id: str, id: str) -> Video:
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int,
                 status: Status | None) -> Page[Video]:  # fmt: skip
-    """A user's videos, newest first; the cursor holds time and id, because two may share a time."""
-    at, id = read_cursor(cursor, tuple[Position, str]) if cursor else (2**62, "")
-    found = many(db, Video, VIDEO + """
-        WHERE user_id = :user_id AND deleted_at IS NULL AND (created_at, id) < (:at, :id)
-          AND (:status IS NULL OR status = :status)
-        ORDER BY created_at DESC, id DESC LIMIT :limit + 1
-    """, user_id=user_id, at=at, id=id, status=status, limit=limit)
-    return cut(found, limit, lambda video: [round(video.created_at.timestamp() * 1000), video.video_uuid])
+    """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
+    before = read_cursor(cursor, VideoPosition) if cursor else "~"
+    found = [video for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL")
+             for video in many(db, Video, VIDEO + f"""
+        WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
+        ORDER BY id DESC LIMIT :limit + 1
+    """, user_id=user_id, before=before, status=status, limit=limit)]  # fmt: skip # noqa: S608
+    found.sort(key=lambda video: video.video_uuid, reverse=True)
+    return cut(found, limit, lambda video: video.video_uuid)
 
 
 def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
@@ -1623,7 +1615,7 @@ def next_due(db: Db, *, after: int) -> int | None:
 def step_video(db: Db, job: Job, sets: str, *, now: int, **params: Any) -> bool:
     """Change a video only if nobody has since the job was read.  False: somebody has; the step is void."""
     return bool(run(db, f"""
-        UPDATE videos SET {sets}
+        UPDATE videos SET changed_at = :now, {sets}
         WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
     """, id=job.id, was=job.status, attempt=job.attempt, now=now, **params))  # noqa: S608
 
@@ -1640,36 +1632,30 @@ def unsubmit(db: Db, *, job: Job, due_at: int, now: int) -> None:
     step_video(db, job, "submitted_at = NULL, tries = tries + 1, due_at = :due_at", due_at=due_at, now=now)
 
 
-def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> bool:
+def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> None:
     """The provider took it.  The ref is kept in any case: what was cancelled here is cancelled there too."""
     if step_video(db, job, "status = 'GENERATING', ref = :ref, tries = 0, due_at = :due_at",
                   ref=ref, due_at=due_at, now=now):  # fmt: skip
-        announce(db, id=job.id, user_id=job.user_id, status="GENERATING", progress=0, now=now)
-        return True
+        return
     run(db, """
         UPDATE videos SET ref = :ref, due_at = :now
         WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
     """, ref=ref, now=now, id=job.id)
-    return False
 
 
 def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> None:
     """Still being made.  Asking again waits longer each time, until something moves."""
-    moved = progress > job.progress
-    changed = step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at",
-                         progress=progress, tries=0 if moved else job.tries + 1, due_at=due_at,
-                         now=now)  # fmt: skip
-    if changed and moved:
-        announce(db, id=job.id, user_id=job.user_id, status=job.status, progress=progress, now=now)
+    tries = 0 if progress > job.progress else job.tries + 1
+    step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at",
+               progress=progress, tries=tries, due_at=due_at, now=now)  # fmt: skip
 
 
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
     """The provider is done; its result has to be fetched while it lives."""
-    if step_video(db, job, """
+    step_video(db, job, """
         status = 'UPLOADING', progress = 100, tries = 0, due_at = :now,
         original_url = :url, original_until_at = :until_at
-    """, url=original_url, until_at=until_at, now=now):  # fmt: skip
-        announce(db, id=job.id, user_id=job.user_id, status="UPLOADING", progress=100, now=now)
+    """, url=original_url, until_at=until_at, now=now)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -1697,7 +1683,6 @@ def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
         return False
     settled = settle(db, video_id=job.id, now=now)
     assert settled, "a video is never delivered free"
-    announce(db, id=job.id, user_id=job.user_id, status="COMPLETED", progress=100, now=now)
     return True
 
 
@@ -1709,7 +1694,6 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False)
     """, now=now, due_at=now if abandon and job.ref else None, code=problem.code,
         message=problem.message[:1000]):  # fmt: skip
         release(db, video_id=job.id, now=now)
-        announce(db, id=job.id, user_id=job.user_id, status="FAILED", progress=job.progress, now=now)
 
 
 def find_job(db: Db, *, user_id: str, id: str) -> Job:
@@ -1736,8 +1720,8 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     job = find_job(db, user_id=user_id, id=id)
     if job.status not in ("COMPLETED", "FAILED"):
         fail(db, job=job, problem=Cancelled(), now=now)
-    run(db, "UPDATE videos SET deleted_at = :now, due_at = :now WHERE id = :id", now=now, id=id)
-    tell(db, user_id=user_id, type="video.deleted", data={"videoUuid": id}, now=now)
+    run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
+        now=now, id=id)  # fmt: skip
 
 
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: Once | None, max_running: int,
@@ -1760,7 +1744,6 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
         status = 'UPLOADING', attempt = attempt + 1, tries = 0, due_at = :now, finished_at = NULL,
         error_code = NULL, error_message = NULL
     """, now=now)
-    announce(db, id=id, user_id=user_id, status="UPLOADING", progress=job.progress, now=now)
     return keep_answer(db, user_id=user_id, once=once, answer=get_video(db, user_id=user_id, id=id), now=now)
 
 

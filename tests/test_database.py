@@ -29,7 +29,7 @@ def add(db, *, id, then=None, text=""):
     v.run(db, """
         INSERT INTO users (id, email, password_hash, created_at) VALUES (:id, :id || '@b.c', :text, 0)
     """, id=id, text=text)
-    v.tell(db, user_id=id, type="video.pending", data={}, now=0)
+    v.run(db, "INSERT INTO events (user_id, type, data, created_at) VALUES (:id, 'video.pending', '{}', 0)", id=id)
     if then:
         raise then
     return id
@@ -169,6 +169,17 @@ async def test_one_failing_neighbour_harms_nobody(db):
     found = await outcomes(db.write(add, id="usr_a"), bad, *others)
     assert (found[0], found[2]) == ("usr_a", "usr_b")
     assert (type(found[1]), type(found[3])) == (ZeroDivisionError, sqlite3.IntegrityError)
+    assert await db.read(ids) == {"usr_a", "usr_b"}
+    assert ends(seen) == ["ROLLBACK", "COMMIT", "ROLLBACK", "COMMIT", "ROLLBACK"]
+
+
+async def test_one_who_is_refused_before_it_writes_costs_the_others_nothing(db):
+    def refuse(_):
+        raise v.Busy
+
+    seen = await statements(db)
+    found = await outcomes(db.write(add, id="usr_a"), db.write(refuse), db.write(add, id="usr_b"))
+    assert (found[0], type(found[1]), found[2]) == ("usr_a", v.Busy, "usr_b")
     assert (await db.read(ids), ends(seen)) == ({"usr_a", "usr_b"}, ["COMMIT"])
 
 

@@ -14,6 +14,13 @@ from conftest import client_of, error_of, person, rows, work
 pytestmark = pytest.mark.anyio
 FOX = {"model": "told", "prompt": "a red fox over snow"}
 STREAM = "/api/v1/video/events"
+
+
+def tell(db, *, user_id, n):
+    v.run(db, """
+        INSERT INTO events (user_id, type, data, created_at)
+        VALUES (:user_id, 'credits.told', json_object('n', :n), 0)
+    """, user_id=user_id, n=n)
 MADE = ["video.pending", "video.generating", "video.uploading", "video.completed"]
 
 
@@ -65,7 +72,7 @@ async def test_what_was_missed_is_told_again_and_no_more(client, app, ada):
 async def test_more_than_a_page_is_told_again_in_order(client, app, ada):
     def happen(db):
         for n in range(250):
-            v.tell(db, user_id=ada.id, type="credits.told", data={"n": n}, now=app.now())
+            tell(db, user_id=ada.id, n=n)
 
     after = await app.db.read(v.last_event)
     await app.db.write(happen)
@@ -77,7 +84,7 @@ async def test_nothing_is_missed_between_looking_and_waiting(client, app, ada):
     after = await app.db.read(v.last_event)
     listening = asyncio.create_task(heard(app, ada.id, after=after, count=60))
     for n in range(60):
-        await app.db.write(v.tell, user_id=ada.id, type="credits.told", data={"n": n}, now=app.now())
+        await app.db.write(tell, user_id=ada.id, n=n)
         await asyncio.sleep(0)
     assert [json.loads(event.data)["n"] for event in await listening] == list(range(60))
 

@@ -45,8 +45,10 @@ def fill(db):
 
 
 def request(db, id, user_id, key_id=None):
+    db.execute("BEGIN")
     v.request_video(db, id=id, user_id=user_id, api_key_id=key_id, order=ORDER, once=v.Once(id, "request"),
                     max_running=3, timeout=60_000, now=2_000)
+    db.execute("COMMIT")
 
 
 def finish(db, id, how, **what):
@@ -108,7 +110,7 @@ def test_the_books_of_an_ordinary_day_are_right(books):
 def a_day(db, user_id):
     """What the program asks the database all day, beside what made the books."""
     request(db, NEW, user_id)
-    for cursor in (None, v.write_cursor([2_000, RUNNING])):
+    for cursor in (None, v.write_cursor("f" * 36)):
         v.list_videos(db, user_id=user_id, cursor=cursor, limit=20, status=None)
     v.list_videos(db, user_id=user_id, cursor=None, limit=20, status="FAILED")
     v.get_video(db, user_id=user_id, id=MADE)
@@ -169,9 +171,9 @@ def hold(video_id, attempt, credits):
 
 def video(prompt="p", user="user_id", duration=5, credits=20, due_at=1):
     return f"""INSERT INTO videos (id, user_id, model, provider, prompt, duration, aspect_ratio, quality,
-                                   seed, images, credits, due_at, deadline_at, created_at)
+                                   seed, images, credits, due_at, deadline_at, created_at, changed_at)
                SELECT '{NEW}', {user}, model, provider, '{prompt}', {duration}, '1:1', '480p',
-                      1, '[]', {credits}, {due_at}, 1, 1 FROM videos LIMIT 1"""
+                      1, '[]', {credits}, {due_at}, 1, 1, 1 FROM videos LIMIT 1"""
 
 
 def user(id, email, created_at=0):
