@@ -371,10 +371,19 @@ class Database:
     async def _commit_waiting(self) -> None:
         try:
             while self._waiting:
+                await self._gather()
                 batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
                 await self._commit_batch(batch)
         finally:
             self._committing = None
+
+    async def _gather(self) -> None:
+        """Wait for those who are just coming: while we commit for few, the others would only get in the way."""
+        before = 0
+        while before < len(self._waiting) < BATCH_MAX:
+            before = len(self._waiting)
+            for _ in range(2):  # one turn of the loop reads a request, the next handles it
+                await asyncio.sleep(0)
 
     async def _commit_batch(self, batch: list[tuple[Act, asyncio.Future[Any]]]) -> None:
         try:
