@@ -50,7 +50,8 @@ import sys
 import textwrap
 import time
 import tomllib
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -378,7 +379,7 @@ class Database:
             self._committing = None
 
     async def _gather(self) -> None:
-        """Wait for those who are just coming: while we commit for few, the others would only get in the way."""
+        """Wait for those who are just coming: work on their requests would only get in our commit's way."""
         before = 0
         while before < len(self._waiting) < BATCH_MAX:
             before = len(self._waiting)
@@ -557,15 +558,10 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-class Page(msgspec.Struct, Generic[T], frozen=True):
-    items: list[T]
-    next_cursor: str | None
-
-
-def cut(items: list[T], limit: int, position: Callable[[T], Any]) -> Page[T]:
-    """A page from limit + 1 rows: the extra row only tells that there are more."""
+def page(items: list[T], limit: int, position: Callable[[T], Any]) -> tuple[list[T], str | None]:
+    """A page, and the cursor of the next, from limit + 1 rows: the extra one only tells that there is more."""
     more = len(items) > limit
-    return Page(items[:limit], write_cursor(position(items[limit - 1])) if more else None)
+    return items[:limit], write_cursor(position(items[limit - 1])) if more else None
 
 
 def write_cursor(position: Any) -> str:
@@ -896,16 +892,6 @@ def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
         raise KeyLimitReached(sentence, required=credits, available=left)
 
 
-def settle(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
-    return resolve(db, video_id=video_id, state="settled", kind="settle", trans_type="VIDEO_CONSUME", now=now)
-
-
-def release(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
-    return resolve(db, video_id=video_id, state="released", kind="release", trans_type="REFUND", now=now)
-
-
 class HeldPart(msgspec.Struct, frozen=True):
     hold_id: int
     frozen_at: int
@@ -917,7 +903,17 @@ class HeldPart(msgspec.Struct, frozen=True):
     spendable_until_at: int | None
 
 
-def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransType, now: int) -> bool:
+def settle(db: Db, *, video_id: str, now: int) -> bool:
+    """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
+    return end_hold(db, video_id=video_id, state="settled", now=now)
+
+
+def release(db: Db, *, video_id: str, now: int) -> bool:
+    """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
+    return end_hold(db, video_id=video_id, state="released", now=now)
+
+
+def end_hold(db: Db, *, video_id: str, state: Literal["settled", "released"], now: int) -> bool:
     parts = many(db, HeldPart, """
         SELECT h.id AS hold_id, h.created_at AS frozen_at, t.user_id, t.package_id, t.credits,
                p.remaining, p.expires_at, p.spendable_until_at
@@ -931,12 +927,18 @@ def resolve(db: Db, *, video_id: str, state: str, kind: Kind, trans_type: TransT
     run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE id = :id",
         state=state, now=now, id=parts[0].hold_id)  # fmt: skip
     for part in parts:  # first, so that the rows of one release stand together in the journal
-        if kind == "release" and part.expires_at is not None and part.expires_at <= now:
+        if state == "released" and part.expires_at is not None and part.expires_at <= now:
             give_grace(db, part, now=now)
     for part in parts:
+        kind, trans_type = ENDS[state]
         record(db, user_id=part.user_id, package_id=part.package_id, hold_id=part.hold_id, kind=kind,
                trans_type=trans_type, credits=part.credits, now=now)  # fmt: skip
     return True
+
+
+ENDS: dict[str, tuple[Kind, TransType]] = {
+    "settled": ("settle", "VIDEO_CONSUME"), "released": ("release", "REFUND"),
+}  # fmt: skip
 
 
 def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
@@ -1046,14 +1048,19 @@ class Package(Output, frozen=True):
     spendable_until: datetime | None
 
 
-def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Package]:
+class PackageList(Output, frozen=True):
+    packages: list[Package]
+    next_cursor: str | None
+
+
+def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
     found = many(db, Package, """
         SELECT id, trans_type, initial, remaining, frozen, used, expired, refunded, created_at, expires_at,
                spendable_until_at AS spendable_until
         FROM credit_packages WHERE user_id = :user_id AND id < :before ORDER BY id DESC LIMIT :limit + 1
     """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
-    return cut(found, limit, lambda package: package.id)
+    return PackageList(*page(found, limit, lambda package: package.id))
 
 
 class Movement(Output, frozen=True):
@@ -1069,7 +1076,12 @@ class Movement(Output, frozen=True):
     created_at: datetime
 
 
-def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Movement]:
+class History(Output, frozen=True):
+    transactions: list[Movement]
+    next_cursor: str | None
+
+
+def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     """What changed a user's credits, newest first.  A hold is one line, from however many packages it drew;
     its settling is the hold's state and no line, because it changes nothing that remains."""
     found = many(db, Movement, """
@@ -1083,7 +1095,7 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> Page[Mov
                           WHERE hold_id = t.hold_id AND kind = t.kind))
         ORDER BY t.id DESC LIMIT :limit + 1
     """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
-    return cut(found, limit, lambda movement: movement.id)
+    return History(*page(found, limit, lambda movement: movement.id))
 
 
 class Proof(Output, frozen=True):
@@ -1598,17 +1610,21 @@ def get_video(db: Db, *, user_id: str, id: str) -> Video:
     return found
 
 
-def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int,
-                status: Status | None) -> Page[Video]:  # fmt: skip
+class VideoList(Output, frozen=True):
+    videos: list[Video]
+    next_cursor: str | None
+
+
+def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
     """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
     before = read_cursor(cursor, VideoPosition) if cursor else "~"
     found = [video for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL")
              for video in many(db, Video, VIDEO + f"""
         WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
         ORDER BY id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=before, status=status, limit=limit)]  # fmt: skip # noqa: S608
+    """, user_id=user_id, before=before, status=status, limit=limit)]  # fmt: skip
     found.sort(key=lambda video: video.video_uuid, reverse=True)
-    return cut(found, limit, lambda video: video.video_uuid)
+    return VideoList(*page(found, limit, lambda video: video.video_uuid))
 
 
 def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
@@ -2528,34 +2544,21 @@ class AlreadyRunning(Exception):
         self.url = url
 
 
-class Watchers:
-    """Who is waiting for news of a user.  A hint only: whoever wakes reads the events table."""
+class Bells:
+    """Rung when something of a user's has changed.  A hint only: whoever hears it reads the events table."""
 
     def __init__(self) -> None:
-        self._flags: dict[str, set[asyncio.Event]] = {}
+        self._bells = weakref.WeakValueDictionary[str, asyncio.Event]()  # as long as somebody listens
 
-    def tell(self, user_id: str) -> None:
-        for flag in self._flags.get(user_id, ()):
-            flag.set()
+    def of(self, user_id: str) -> asyncio.Event:
+        """The bell that rings next.  Take it before reading, so that nothing happens in between."""
+        return self._bells.setdefault(user_id, asyncio.Event())
 
-    @contextlib.contextmanager
-    def watch(self, user_id: str) -> Iterator[asyncio.Event]:
-        flag = asyncio.Event()
-        flags = self._flags.setdefault(user_id, set())
-        flags.add(flag)
-        try:
-            yield flag
-        finally:
-            flags.discard(flag)
-            if not flags:
-                self._flags.pop(user_id, None)
-
-    def tell_all(self) -> None:
-        for user_id in list(self._flags):
-            self.tell(user_id)
-
-    def count(self, user_id: str) -> int:
-        return len(self._flags.get(user_id, ()))
+    def ring(self, *user_ids: str) -> None:
+        """For them, or for everybody."""
+        for user_id in user_ids or list(self._bells):
+            if bell := self._bells.pop(user_id, None):
+                bell.set()
 
 
 class App:
@@ -2567,7 +2570,8 @@ class App:
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
         self.providers, self.secret, self.clock = providers, secret, clock
         self.temporary = Path(settings.data) / "temporary"
-        self.watchers = Watchers()
+        self.bells = Bells()
+        self.streams: Counter[str] = Counter()  # user id: open event streams
         self.work_to_do = asyncio.Event()
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.beat_at: int | None = None  # when the worker last looked for work
@@ -2583,14 +2587,14 @@ class App:
 
     def hear(self, news: list[News]) -> None:
         self.work_to_do.set()
-        for user_id in {item.user_id for item in news}:
-            self.watchers.tell(user_id)
+        if news:
+            self.bells.ring(*{item.user_id for item in news})
 
     def stop(self) -> None:
         """Let everything that waits for something else come to its end."""
         self.stopping.set()
         self.work_to_do.set()
-        self.watchers.tell_all()
+        self.bells.ring()
 
     async def change_account(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         """A write after which people may be somebody else: nothing remembered of them holds."""
@@ -3212,21 +3216,12 @@ def once_of(request: Request, key: str | None, body: Any) -> Once | None:
 # --- videos
 
 
-class VideoList(Output, frozen=True):
-    videos: list[Video]
-    next_cursor: str | None
-
-
 class VideoStatus(Output, frozen=True):
     status: Status
     progress: int
     video_url: str | None
     poster_url: str | None
     error: Failure | None
-
-
-class Ordered(msgspec.Struct, frozen=True, rename="camel"):
-    video_uuid: str
 
 
 VideoAnswer = Response[Answer[Video]]
@@ -3250,20 +3245,20 @@ def preferred_wait_s(prefer: str | None) -> int:
 
 async def wait_for_end(me: Caller, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
-    with me.app.watchers.watch(me.user_id) as flag, contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not me.app.stopping.is_set():
-                flag.clear()
+                bell = me.app.bells.of(me.user_id)
                 video = await me.read(get_video, id=id)
                 if video.finished_at:
                     return video
-                await flag.wait()
+                await bell.wait()
     return await me.read(get_video, id=id)
 
 
 async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> VideoAnswer:
     """201 with the video as it was ordered, or, where the client would rather wait, as it became."""
-    wait_s, ordered = preferred_wait_s(prefer), msgspec.json.decode(stored, type=Ordered).video_uuid
+    wait_s, ordered = preferred_wait_s(prefer), msgspec.json.decode(stored)["videoUuid"]
     headers = {"Location": f"/api/v1/video/{ordered}"}
     if ordered != id:
         headers["Idempotent-Replayed"] = "true"
@@ -3297,14 +3292,14 @@ class Videos(Controller):
     @get("/list", responses=REFUSED)
     async def list_videos(self, request: Request, cursor: Cursor = None, limit: Limit = 20,
                           status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
-        page = await request.user.read(list_videos, cursor=cursor, limit=limit, status=status)
-        return ok(VideoList([with_links(request, video) for video in page.items], page.next_cursor))
+        found = await request.user.read(list_videos, cursor=cursor, limit=limit, status=status)
+        return ok(VideoList([with_links(request, video) for video in found.videos], found.next_cursor))
 
     @get("/events", responses=REFUSED)
     async def follow_events(self, request: Request) -> ServerSentEvent:
         """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
         app, user_id = request.parts, request.user.user_id
-        if app.watchers.count(user_id) >= STREAMS_MAX:
+        if app.streams[user_id] >= STREAMS_MAX:
             raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
@@ -3352,18 +3347,25 @@ def new_uuid(now: int) -> str:
 async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
     """Each event once, in order, with its id; a comment now and then keeps the line open."""
     ends_at = time.monotonic() + STREAM_LIFE_S
-    with app.watchers.watch(user_id) as flag:
+    app.streams[user_id] += 1
+    try:
         yield ServerSentEventMessage(data=None, comment="connected", retry=2000)
         while not app.stopping.is_set() and time.monotonic() < ends_at:
-            flag.clear()
-            for event in await app.db.read(list_events, user_id=user_id, after=after, limit=100):
+            bell = app.bells.of(user_id)
+            events = await app.db.read(list_events, user_id=user_id, after=after, limit=100)
+            for event in events:
                 yield ServerSentEventMessage(id=event.id, event=event.type, data=event.data)
                 after = event.id
-                flag.set()
-            try:
-                await asyncio.wait_for(flag.wait(), PING_S)
-            except TimeoutError:
+            if not events and not await rung(bell, PING_S):
                 yield ServerSentEventMessage(data=None, comment="ping")
+    finally:
+        app.streams -= Counter([user_id])  # which also forgets those who have none
+
+
+async def rung(bell: asyncio.Event, within_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(bell.wait(), within_s)
+    return False
 
 
 # --- files
@@ -3432,16 +3434,6 @@ async def keep_upload(me: Caller, key: str, media_type: str, content: bytes) -> 
 # --- credits and the catalogue
 
 
-class PackageList(Output, frozen=True):
-    packages: list[Package]
-    next_cursor: str | None
-
-
-class History(Output, frozen=True):
-    transactions: list[Movement]
-    next_cursor: str | None
-
-
 class CreditsController(Controller):
     path, tags, security = "/api/v1/credit", ("credits",), WITH_KEY
     before_request = staticmethod(signed_in)
@@ -3453,14 +3445,12 @@ class CreditsController(Controller):
     @get("/history", responses=REFUSED)
     async def list_history(self, request: Request, cursor: Cursor = None,
                            limit: Limit = 20) -> Answer[History]:  # fmt: skip
-        page = await request.user.read(history, cursor=cursor, limit=limit)
-        return ok(History(page.items, page.next_cursor))
+        return ok(await request.user.read(history, cursor=cursor, limit=limit))
 
     @get("/packages", responses=REFUSED)
     async def list_packages(self, request: Request, cursor: Cursor = None,
                             limit: Limit = 20) -> Answer[PackageList]:  # fmt: skip
-        page = await request.user.read(list_packages, cursor=cursor, limit=limit)
-        return ok(PackageList(page.items, page.next_cursor))
+        return ok(await request.user.read(list_packages, cursor=cursor, limit=limit))
 
     @get("/proof", responses=REFUSED)
     async def get_proof(self, request: Request) -> Answer[Proof]:
@@ -3885,7 +3875,7 @@ as_page = functools.partial(get, media_type=MediaType.HTML, include_in_schema=Fa
 
 
 @as_page(PAGES, response_headers=PAGE_HEADERS)
-def page() -> str:
+def start_page() -> str:
     return PAGE
 
 
@@ -3938,7 +3928,7 @@ def http(app: App) -> Litestar:
     swagger = Path(offapi.__file__).parent
     return Litestar(
         route_handlers=[
-            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, media, page, docs,
+            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, media, start_page, docs,
             alive, ready,
             create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
             create_static_files_router("/docs/swagger", [swagger], cache_control=FOR_EVER),

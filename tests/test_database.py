@@ -29,7 +29,9 @@ def add(db, *, id, then=None, text=""):
     v.run(db, """
         INSERT INTO users (id, email, password_hash, created_at) VALUES (:id, :id || '@b.c', :text, 0)
     """, id=id, text=text)
-    v.run(db, "INSERT INTO events (user_id, type, data, created_at) VALUES (:id, 'video.pending', '{}', 0)", id=id)
+    v.run(db, """
+        INSERT INTO events (user_id, type, data, created_at) VALUES (:id, 'video.pending', '{}', 0)
+    """, id=id)
     if then:
         raise then
     return id

@@ -106,12 +106,12 @@ async def test_a_stream_ends_when_the_server_stops(app, ada):
         return [message async for message in v.stream_events(app, ada.id, after=0)]
 
     listening = asyncio.create_task(listen())
-    while not app.watchers.count(ada.id):
+    while not app.streams[ada.id]:
         await asyncio.sleep(0)
     app.stop()
     with anyio.fail_after(5):
         messages = await listening
-    assert (messages[0].comment, app.watchers.count(ada.id)) == ("connected", 0)
+    assert (messages[0].comment, app.streams[ada.id]) == ("connected", 0)
 
 
 async def test_a_stream_ends_after_its_life_and_the_next_goes_on(client, app, ada, monkeypatch):
@@ -131,20 +131,23 @@ async def test_comments_keep_the_line_open(app, ada, monkeypatch):
             if len(comments) == 4:
                 break
     assert comments == ["connected", "ping", "ping", "ping"]
-    assert app.watchers.count(ada.id) == 0
+    assert app.streams[ada.id] == 0
 
 
 async def test_a_person_has_20_streams_at_most(client, app, ada):
     bob = await person(app, "bob@example.com")
-    with contextlib.ExitStack() as open_ones:
-        for _ in range(v.STREAMS_MAX):
-            open_ones.enter_context(app.watchers.watch(ada.id))
-        refused = await client.get(STREAM)
-        assert error_of(refused) == (503, "E5006")
-        assert "retry-after" in refused.headers
-        app.stopping.set()  # so that what is answered ends
-        assert (await client.get(STREAM, headers=bob.headers)).status_code == 200
+    streams = [v.stream_events(app, ada.id, 0) for _ in range(v.STREAMS_MAX)]
+    for stream in streams:
+        await anext(stream)
+    refused = await client.get(STREAM)
+    assert error_of(refused) == (503, "E5006")
+    assert "retry-after" in refused.headers
+    app.stopping.set()  # so that what is answered ends
+    assert (await client.get(STREAM, headers=bob.headers)).status_code == 200
+    await streams[0].aclose()
     assert (await client.get(STREAM)).status_code == 200
+    for stream in streams:
+        await stream.aclose()
 
 
 async def test_a_stream_needs_somebody(client, app):
@@ -221,6 +224,6 @@ async def test_a_client_that_goes_away_is_forgotten(app, ada):
     async with client_of(app, **ada.headers):
         stream = v.stream_events(app, ada.id, 0)
         await anext(stream)
-        assert app.watchers.count(ada.id) == 1
+        assert app.streams[ada.id] == 1
         await stream.aclose()
-        assert app.watchers.count(ada.id) == 0
+        assert app.streams[ada.id] == 0

@@ -358,7 +358,7 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def every_history_is_the_models(self):
         for who in PEOPLE:
-            found = v.history(self.db, user_id=who, cursor=None, limit=10_000).items[::-1]
+            found = v.history(self.db, user_id=who, cursor=None, limit=10_000).transactions[::-1]
             assert [(line.trans_type, line.credits, line.balance_after, line.state) for line in found] == [
                 (what, credits, after, hold.state if what == "VIDEO_CONSUME" else None)
                 for what, credits, after, hold in self.model.lines[who]]

@@ -253,7 +253,7 @@ def test_credits(ledger, has, happens, comes_to, counters):
     assert (results[-1], ledger.counters()) == (comes_to, counters)
     assert ledger.db.execute("SELECT * FROM discrepancies").fetchall() == []
     assert v.audit(ledger.db).faults == []
-    history = v.history(ledger.db, user_id="usr_me", cursor=None, limit=100).items[::-1]
+    history = v.history(ledger.db, user_id="usr_me", cursor=None, limit=100).transactions[::-1]
     running = itertools.accumulate(line.credits for line in history)
     assert [line.balance_after for line in history] == list(running)
 
