@@ -559,7 +559,7 @@ def digest(secret: str) -> str:
 
 
 def page(items: list[T], limit: int, position: Callable[[T], Any]) -> tuple[list[T], str | None]:
-    """A page, and the cursor of the next, from limit + 1 rows: the extra one only tells that there is more."""
+    """A page, and the next one's cursor, from limit + 1 rows: the extra one only tells that there is more."""
     more = len(items) > limit
     return items[:limit], write_cursor(position(items[limit - 1])) if more else None
 
@@ -1122,24 +1122,22 @@ def proof(db: Db, *, user_id: str) -> Proof:
         remaining += EFFECT[row[4]] * row[6]
         faults += row_faults(tuple(row), hash, before, remaining)
         count += 1
-    faults += [f"{what} {id} does not add up" for what, id in db.execute(
-        "SELECT what, id FROM discrepancies WHERE user_id = ?", [user_id])]  # fmt: skip
-    return proof_of(db, faults, count)
+    found = db.execute("SELECT what, id FROM discrepancies WHERE user_id = ?", [user_id])
+    return proof_of(db, faults + [f"{what} {id} does not add up" for what, id in found], count)
 
 
 def audit(db: Db) -> Proof:
     """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
-    faults, remaining, before, count = [], dict[str, int](), NO_HASH, 0
-    for *row, hash in db.execute(JOURNAL + "ORDER BY id"):
-        count += 1
+    faults, remaining, before, count = [], Counter[str](), NO_HASH, 0
+    for count, (*row, hash) in enumerate(db.execute(JOURNAL + "ORDER BY id"), 1):
         if row[0] != count:
             faults.append(f"transaction {count} is missing")
             break
-        remaining[row[1]] = remaining.get(row[1], 0) + EFFECT[row[4]] * row[6]
+        remaining[row[1]] += EFFECT[row[4]] * row[6]
         faults += row_faults(tuple(row), hash, before, remaining[row[1]])
         before = hash
-    discrepancies = db.execute("SELECT what, id FROM discrepancies LIMIT 100")
-    faults += [f"{what} {id} does not add up" for what, id in discrepancies]
+    found = db.execute("SELECT what, id FROM discrepancies LIMIT 100")
+    faults += [f"{what} {id} does not add up" for what, id in found]
     orphans = db.execute("PRAGMA foreign_key_check")
     faults += [f"{table} refers to {parent} that is not there" for table, _, parent, _ in orphans]
     return proof_of(db, faults, count)
@@ -1258,31 +1256,18 @@ def add_invite(db: Db, *, digest: str, expires_at: int, now: int) -> None:
         digest=digest, expires_at=expires_at, now=now)  # fmt: skip
 
 
-class Credential(msgspec.Struct, frozen=True):
-    user_id: str
-    password_hash: str | None
+Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
 
 
-class Attempt(msgspec.Struct, frozen=True):
-    """At which account somebody tries, and from where; both as digests."""
-
-    account: str
-    address: str
-
-    def subjects(self) -> dict[str, int]:
-        """What the attempt is counted under, and how many are free."""
-        return {f"account:{self.account}": 5, f"address:{self.address}": 20}
-
-
-def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> Credential | None:
-    """Count the attempt before the password is looked at, so that guesses at the same time count too.
-    Raises TooManyAttempts with the seconds to wait."""
-    counts = {subject: check_attempts(db, subject=subject, now=now) for subject in attempt.subjects()}
-    for subject, free in attempt.subjects().items():
-        count_attempt(db, subject=subject, failures=counts[subject] + 1, free=free, now=now)
-    return one(db, Credential, """
-        SELECT id AS user_id, password_hash FROM users WHERE email = :email
-    """, email=email)
+def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None] | None:
+    """The account's id and password hash.  The attempt is counted before the password is looked at, so that
+    guesses at the same time count too.  Raises TooManyAttempts with the seconds to wait."""
+    failures = {subject: check_attempts(db, subject=subject, now=now) for subject in attempt}
+    for subject, free in attempt.items():
+        count_attempt(db, subject=subject, failures=failures[subject] + 1, free=free, now=now)
+    found: tuple[str, str | None] | None = db.execute(
+        "SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()  # fmt: skip
+    return found
 
 
 def check_attempts(db: Db, *, subject: str, now: int) -> int:
@@ -1315,7 +1300,7 @@ def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: st
 def forget_attempt(db: Db, *, attempt: Attempt) -> None:
     """The address is given back one attempt, not all: signing in to one's own account must not buy guesses
     at others'."""
-    account, address = attempt.subjects()
+    account, address = attempt
     run(db, "DELETE FROM sign_in_failures WHERE subject = :account", account=account)
     run(db, "DELETE FROM sign_in_failures WHERE subject = :address AND failures = 1", address=address)
     run(db, """
@@ -1536,9 +1521,6 @@ class Job(msgspec.Struct, frozen=True):
 JOB = f"SELECT {', '.join(Job.__struct_fields__)} FROM videos"  # noqa: S608
 
 
-OWN = " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
-
-
 class Once(msgspec.Struct, frozen=True):
     """An Idempotency-Key, and a digest of the request that it came with."""
 
@@ -1604,7 +1586,13 @@ def check_running(db: Db, *, user_id: str, max_running: int) -> None:
 
 
 def get_video(db: Db, *, user_id: str, id: str) -> Video:
-    found = one(db, Video, VIDEO + OWN, id=id, user_id=user_id)
+    return find_own(db, Video, VIDEO, user_id=user_id, id=id)
+
+
+def find_own(db: Db, as_: type[T], sql: str, *, user_id: str, id: str) -> T:
+    """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
+    found = one(db, as_, sql + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id,
+                user_id=user_id)  # fmt: skip
     if found is None:
         raise VideoNotFound
     return found
@@ -1721,16 +1709,9 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False)
         release(db, video_id=job.id, now=now)
 
 
-def find_job(db: Db, *, user_id: str, id: str) -> Job:
-    found = one(db, Job, JOB + OWN, id=id, user_id=user_id)
-    if found is None:
-        raise VideoNotFound
-    return found
-
-
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video; its credits go back.  The worker tells the provider.  Raises AlreadyFinished."""
-    job = find_job(db, user_id=user_id, id=id)
+    job = find_own(db, Job, JOB, user_id=user_id, id=id)
     video = get_video(db, user_id=user_id, id=id)
     if job.status == "FAILED" and video.error and video.error.code == Cancelled.code:
         return video
@@ -1742,7 +1723,7 @@ def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
 
 def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     """Take a video away, cancelling it first if it is being made.  The worker removes its files."""
-    job = find_job(db, user_id=user_id, id=id)
+    job = find_own(db, Job, JOB, user_id=user_id, id=id)
     if job.status not in ("COMPLETED", "FAILED"):
         fail(db, job=job, problem=Cancelled(), now=now)
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
@@ -1755,7 +1736,7 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
     InsufficientCredits: what was given back must be paid again."""
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
-    job = find_job(db, user_id=user_id, id=id)
+    job = find_own(db, Job, JOB, user_id=user_id, id=id)
     credits, until_at = db.execute(
         "SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()  # fmt: skip
     if job.status != "FAILED" or job.original_url is None:
@@ -2055,52 +2036,29 @@ PALETTES = (  # night to highlight, in even steps of OKLCH; the dark end is cool
     "#0c0921 #47195d #9a227d #e15278 #ffa78f", "#12071e #53124d #a61859 #e5564b #ffaf76",
     "#170519 #3b1f67 #394fc1 #0094ef #54d8f4", "#170519 #5c0b39 #ac1730 #ea5b2c #ffbe85",
 )  # fmt: skip
-LIGHTS = (  # place in the palette, half length and breadth in longer sides; night between for depth
-    (1, 1.1, 0.70), (2, 1.0, 0.50), (2, 0.9, 0.42), (3, 0.9, 0.36),
-    (0, 0.9, 0.40), (3, 0.7, 0.26), (4, 0.6, 0.20), (4, 0.5, 0.17),
-)  # fmt: skip
+LIGHTS = ((1, 1.0), (2, 0.9), (2, 0.7), (3, 0.6), (0, 0.6), (3, 0.45), (4, 0.35), (4, 0.25))  # colour, radius
 DASHES = str.maketrans("\u2010\u2011\u2013\u2014", "----")  # the built-in font has only the plain one
 
 
-def make_glow() -> Image.Image:
-    """A round light, 255 in the middle and fading to 0 before the edge, where the gradient is at 178."""
-    fade = [round(255 * (0.5 + 0.5 * math.cos(math.pi * min(step / 176, 1))) ** 1.2) for step in range(256)]
-    return Image.radial_gradient("L").point(fade)
-
-
-def drift(rng: random.Random, size: Size, seconds: int, length: float, breadth: float) -> Painter:
-    """Paints the mask of a soft light on an elliptic orbit, between pixels: slow motion never steps."""
-    glow, unit, laps = make_glow(), max(size), max(1, round(seconds / 9))
-    half, reach = glow.width / 2, min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
-    home = [side * rng.uniform(0.05, 0.95) for side in size]
-    long, short = (half / (radius * rng.uniform(0.85, 1.1) * unit) for radius in (length, breadth))
-    across, down = reach * rng.uniform(0.7, 1), reach * rng.uniform(0.4, 0.7)
-    turn, phase, lean = rng.choice((-laps, laps)), rng.uniform(0, math.tau), rng.uniform(0, math.pi)
-
-    def paint(progress: float) -> Image.Image:
-        angle = math.tau * turn * progress + phase  # whole laps: the last frame meets the first
-        x, y = home[0] + across * unit * math.cos(angle), home[1] + down * unit * math.sin(angle)
-        tilt = lean + across * math.sin(angle)
-        a, b = math.cos(tilt) * long, math.sin(tilt) * long
-        d, e = -math.sin(tilt) * short, math.cos(tilt) * short
-        matrix = (a, b, half - a * x - b * y, d, e, half - d * x - e * y)
-        return glow.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-
-    return paint
-
-
 def lights(rng: random.Random, size: Size, seconds: int) -> Painter:
-    """Paints drifting lights over a night gradient, small and then scaled up."""
+    """Paints soft lights that drift over a night sky, small and then scaled up."""
     small = (max(2, round(FIELD * size[0] / max(size))), max(2, round(FIELD * size[1] / max(size))))
-    colours = rng.choice(PALETTES).split()
-    shade = Image.linear_gradient("L").resize(small)
-    night = Image.composite(Image.new("RGB", small, colours[1]), Image.new("RGB", small, colours[0]), shade)
-    drifts = [(colours[place], drift(rng, small, seconds, *radii)) for place, *radii in LIGHTS]
+    colours, laps = rng.choice(PALETTES).split(), max(1, round(seconds / 9))
+    fade = [round(255 * (0.5 + 0.5 * math.cos(math.pi * min(step / 176, 1))) ** 1.2) for step in range(256)]
+    glow = Image.radial_gradient("L").point(fade)
+    reach = FIELD * min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
+    spots = [(colours[colour], rng.uniform(0, small[0]), rng.uniform(0, small[1]), rng.choice((-laps, laps)),
+              rng.uniform(0, math.tau), 128 / (FIELD * radius * rng.uniform(0.85, 1.15)))
+             for colour, radius in LIGHTS]  # fmt: skip
 
     def paint(progress: float) -> Image.Image:
-        field = night.copy()
-        for colour, mask in drifts:
-            field.paste(colour, (0, 0, *small), mask(progress))
+        field = Image.new("RGB", small, colours[0])
+        for colour, x, y, turn, phase, scale in spots:
+            angle = math.tau * turn * progress + phase  # whole laps: the last frame meets the first
+            left, top = x + reach * math.cos(angle), y + 0.6 * reach * math.sin(angle)
+            matrix = (scale, 0, 128 - scale * left, 0, scale, 128 - scale * top)
+            mask = glow.transform(small, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+            field.paste(colour, (0, 0, *small), mask)
         return field.resize(size, Image.Resampling.BICUBIC)
 
     return paint
@@ -2147,27 +2105,21 @@ def caption(prompt: str, size: Size) -> Stamp | None:
     lines = wrap_text(text, font, size[0] - 4 * pitch) if text and drawable(text, font) else []
     if not lines:
         return None
-    leading = round(pitch * 1.4)
-    band = Image.new("RGBA", (size[0], min(size[1], pitch * 5 + leading * len(lines))))
-    shade = Image.linear_gradient("L").point([round(0.6 * 255 * (step / 255) ** 1.5) for step in range(256)])
-    band.putalpha(shade.resize(band.size))
-    letters = Image.new("RGBA", band.size, "#fff0")
-    foot = (2 * pitch, band.height - 2 * pitch + pitch // 3 - leading * (len(lines) - 1))
-    for row, line in enumerate(lines):
-        ImageDraw.Draw(letters).text((foot[0], foot[1] + row * leading), line, "#ffffffee", font, "ls")
-    return Image.alpha_composite(band, letters), (0, size[1] - band.height)
+    band = Image.new("RGBA", (size[0], min(size[1], pitch * (5 + 2 * len(lines)))))
+    ramp = Image.linear_gradient("L").point([round(150 * (step / 255) ** 1.5) for step in range(256)])
+    band.putalpha(ramp.resize(band.size))
+    foot = (2 * pitch, band.height - 2 * pitch)
+    ImageDraw.Draw(band).text(foot, "\n".join(lines), "#fff", font, "ld", pitch / 3)
+    return band, (0, size[1] - band.height)
 
 
 def preview_mark(size: Size) -> Stamp:
-    """The word PREVIEW in a pill in the upper right corner, so that nobody takes this for an AI result."""
-    pitch, fine = max(9, min(size) // 42), 4  # drawn four times larger: Pillow's own outlines are jagged
-    font = ImageFont.load_default(pitch * fine)
-    wide, high = round(font.getlength("PREVIEW")) + 2 * pitch * fine, 2 * pitch * fine
-    pill = Image.new("RGBA", (wide, high))
-    pen = ImageDraw.Draw(pill)
-    pen.rounded_rectangle((0, 0, wide - 1, high - 1), high // 2, "#0000008c")
-    pen.text((wide / 2, high / 2), "PREVIEW", "#fffffff5", font, "mm")
-    return pill.reduce(fine), (size[0] - wide // fine - 2 * pitch, 2 * pitch)
+    """The word PREVIEW in the upper right corner, so that nobody takes this for an AI result."""
+    pitch = max(9, min(size) // 42)
+    font = ImageFont.load_default(pitch)
+    label = Image.new("RGBA", (round(font.getlength("PREVIEW")) + 2 * pitch, 2 * pitch), "#0000008c")
+    ImageDraw.Draw(label).text((label.width / 2, pitch), "PREVIEW", "#fff", font, "mm")
+    return label, (size[0] - label.width - 2 * pitch, 2 * pitch)
 
 
 def preview_stream(out: OutputContainer, prompt: str, size: Size) -> VideoStream:
@@ -2777,13 +2729,11 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         return
     try:
         ref = await provider.submit(job)
-    except SubmitRefused as refusal:
-        if not refusal.again:
+    except (SubmitRefused, httpx.ConnectError, httpx.ConnectTimeout) as refusal:
+        if isinstance(refusal, SubmitRefused) and not refusal.again:
             await app.db.write(fail, job=job, problem=ProviderFailed(str(refusal)), now=app.now())
-            return
-        await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
-    except (httpx.ConnectError, httpx.ConnectTimeout):
-        await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
+        else:
+            await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
     except httpx.HTTPError as failure:
         log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
         if provider.repeatable:
@@ -3557,13 +3507,13 @@ def client_address(request: Request) -> str:
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
-async def try_password(request: Request, email: str, password: str) -> tuple[Credential | None, Attempt]:
-    """Whose password that is, if it is theirs.  An account without one has no password to be right."""
+async def try_password(request: Request, email: str, password: str) -> tuple[str | None, Attempt]:
+    """The id of whose password that is.  An account without one has no password to be right."""
     app = request.parts
-    attempt = Attempt(account=digest(email.lower()), address=digest(client_address(request)))
-    found = await app.db.write(begin_sign_in, email=email, attempt=attempt, now=app.now())
-    right = await app.hash(verify_password, found.password_hash if found else None, password)
-    return found if right else None, attempt
+    attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(client_address(request))}": 20}
+    user_id, password_hash = await app.db.write(
+        begin_sign_in, email=email, attempt=attempt, now=app.now()) or (None, None)  # fmt: skip
+    return user_id if await app.hash(verify_password, password_hash, password) else None, attempt
 
 
 class Auth(Controller):
@@ -3605,10 +3555,10 @@ class Auth(Controller):
     @post("/sign-in", status_code=200, responses=REFUSED)
     async def sign_in(self, request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
         app, token = request.parts, secrets.token_urlsafe(32)
-        found, attempt = await try_password(request, data.email, data.password)
-        if not found:
+        user_id, attempt = await try_password(request, data.email, data.password)
+        if not user_id:
             raise Unauthorized("The e-mail address or the password is wrong.")
-        user = await app.db.write(finish_sign_in, user_id=found.user_id, attempt=attempt,
+        user = await app.db.write(finish_sign_in, user_id=user_id, attempt=attempt,
                                   session_digest=digest(token), now=app.now())  # fmt: skip
         return answer_signed_in(request, token, user, 200)
 
@@ -3627,8 +3577,8 @@ class Auth(Controller):
             raise Forbidden("An API key cannot set a password; sign in.")
         user = await me.read(get_user)
         if user.has_password:
-            found, attempt = await try_password(request, user.email, data.current_password)
-            if not found:
+            right, attempt = await try_password(request, user.email, data.current_password)
+            if not right:
                 raise Unauthorized("currentPassword is wrong.")
             await app.db.write(forget_attempt, attempt=attempt)
         password_hash = await app.hash(HASHER.hash, data.new_password)
@@ -3686,18 +3636,13 @@ class Account(Controller):
 
 # --- administration
 
-Note = Annotated[str, msgspec.Meta(max_length=500)]
-
-
-class UserWish(Input, frozen=True):
-    email: Email
-    password: Password | None = None
-    is_admin: bool = False
-
-
 class PasswordWish(Input, frozen=True):
     email: Email
     password: Password | None = None
+
+
+class UserWish(PasswordWish, frozen=True):
+    is_admin: bool = False
 
 
 class UserMade(Output, frozen=True):
@@ -3709,17 +3654,14 @@ class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
 
 
-class Grant(Input, frozen=True):
-    email: Email
-    credits: Credits
-    note: Note = ""
-    days: Days | None = None  # else they never expire
-
-
 class Deduction(Input, frozen=True):
     email: Email
     credits: Credits
-    note: Note = ""
+    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+
+class Grant(Deduction, frozen=True):
+    days: Days | None = None  # else they never expire
 
 
 class InviteWish(Input, frozen=True):
@@ -3742,7 +3684,7 @@ class CheckList(Output, frozen=True):
     checks: list[Checked]
 
 
-def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Grant | Deduction, now: int) -> bytes:
+def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Deduction, now: int) -> bytes:
     """An administrator gives or takes credits; returns the user's balance as JSON."""
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
@@ -3757,7 +3699,7 @@ def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Grant | Ded
     return keep_answer(db, user_id=user_id, once=once, answer=after, now=now)
 
 
-async def adjust(request: Request, wish: Grant | Deduction, key: str | None) -> Answer[Balance]:
+async def adjust(request: Request, wish: Deduction, key: str | None) -> Answer[Balance]:
     once = once_of(request, key, wish) if request.user.user_id else None
     stored = await request.user.write(adjust_credits, once=once, wish=wish)
     return cast(Answer[Balance], ok(msgspec.Raw(stored)))
@@ -4049,16 +3991,6 @@ async def ask(client: httpx.AsyncClient, method: str, path: str, body: Any = Non
     return content["data"]
 
 
-def tell_server(method: str, path: str, body: Any = None) -> Any:
-    """One request by the operator."""
-
-    async def run_command() -> Any:
-        async with api(read_settings(os.environ)) as client:
-            return await ask(client, method, path, body)
-
-    return start(run_command())
-
-
 def start(work: Coroutine[Any, Any, T]) -> T:
     """Run a command; what it was refused is one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -4090,73 +4022,63 @@ def serve(host: str | None, port: int | None) -> None:
     start(run_server())
 
 
-@main.group()
-def user() -> None:
-    """Accounts."""
+def operation(words: str, help: str, method: str, path: str, *params: click.Parameter,
+              show: Callable[[Any], str]) -> None:  # fmt: skip
+    """Add a command that is one request by the operator.  It fails when the answer is not ok, or not valid."""
+
+    def run_command(**given: Any) -> None:
+        async def request() -> Any:
+            async with api(read_settings(os.environ)) as client:
+                return await ask(client, method, path, body or None)
+
+        body = {name.replace("is_admin", "isAdmin"): value for name, value in given.items()}
+        answer = start(request())
+        click.echo(show(answer))
+        sys.exit(0 if answer.get("ok", answer.get("valid", True)) else 1)
+
+    group, _, name = words.rpartition(" ")
+    if group and group not in main.commands:
+        main.add_command(click.Group(group, help=GROUPS[group]))
+    home = cast(click.Group, main.commands[group]) if group else main
+    home.add_command(click.Command(name, callback=run_command, params=list(params), help=help))
 
 
-@user.command("add")
-@click.argument("email")
-@click.option("--admin", is_flag=True, help="Make an administrator.")
-@click.option("--password", help="Else one is made and printed.")
-def user_add(email: str, admin: bool, password: str | None) -> None:
-    """Make an account, with the welcome credits."""
-    wish = {"email": email, "isAdmin": admin, "password": password}
-    made = tell_server("POST", "/api/v1/admin/users", wish)
-    click.echo(made["user"]["id"] + (f"  password: {made['password']}" if made["password"] else ""))
+GROUPS = {"user": "Accounts.", "key": "API keys."}
+EMAIL_ARGUMENT = click.Argument(["email"])
+PASSWORD_OPTION = click.Option(["--password"], help="Else one is made and printed.")
 
 
-@user.command("password")
-@click.argument("email")
-@click.option("--password", help="Else one is made and printed.")
-def user_password(email: str, password: str | None) -> None:
-    """Set a new password; every session of the account ends."""
-    made = tell_server("POST", "/api/v1/admin/users/password", {"email": email, "password": password})
-    click.echo(made["user"]["id"] + (f"  password: {made['password']}" if made["password"] else ""))
+def show_account(made: Any) -> str:
+    return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
 
 
-@main.group("key")
-def key_group() -> None:
-    """API keys."""
-
-
-@key_group.command("create")
-@click.argument("email")
-@click.option("--name", default="API key", help="To tell it from others.")
-def key_create(email: str, name: str) -> None:
-    """Make an API key, and print only it."""
-    click.echo(tell_server("POST", "/api/v1/admin/keys", {"email": email, "name": name})["apiKey"])
-
-
-@main.command("grant")
-@click.argument("email")
-@click.argument("credits", type=int)
-@click.option("--days", type=int, help="They expire after so many days.")
-@click.option("--note", default="", help="Why; the user sees it.")
-def grant_command(email: str, credits: int, days: int | None, note: str) -> None:
-    """Give credits."""
-    wish = {"email": email, "credits": credits, "days": days, "note": note}
-    click.echo(f"available: {tell_server('POST', '/api/v1/admin/credits/grant', wish)['availableCredits']}")
-
-
-@main.command("audit")
-def audit_command() -> None:
-    """Replay the journal: every hash, every balance."""
-    found = tell_server("GET", "/api/v1/admin/audit")
-    for fault in found["faults"]:
-        click.echo(fault)
+def show_books(found: Any) -> str:
     verdict = "valid" if found["valid"] else "NOT VALID"
-    click.echo(f"{found['transactions']} transactions, head {found['headHash']}: {verdict}")
-    sys.exit(0 if found["valid"] else 1)
+    total = f"{found['transactions']} transactions, head {found['headHash']}: {verdict}"
+    return "\n".join([*found["faults"], total])
 
 
-@main.command("check")
-def check_command() -> None:
-    """Look at everything the server stands on."""
-    found = tell_server("GET", "/api/v1/admin/check")
-    for item in found["checks"]:
-        click.echo(f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}")
-    sys.exit(0 if found["ok"] else 1)
+def show_checks(found: Any) -> str:
+    return "\n".join(
+        f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
+
+
+operation("user add", "Make an account, with the welcome credits.", "POST", "/api/v1/admin/users",
+          EMAIL_ARGUMENT, PASSWORD_OPTION, click.Option(["--admin", "is_admin"], is_flag=True,
+          help="Make an administrator."), show=show_account)  # fmt: skip
+operation("user password", "Set a new password; every session of the account ends.", "POST",
+          "/api/v1/admin/users/password", EMAIL_ARGUMENT, PASSWORD_OPTION, show=show_account)  # fmt: skip
+operation("key create", "Make an API key, and print only it.", "POST", "/api/v1/admin/keys", EMAIL_ARGUMENT,
+          click.Option(["--name"], default="API key", help="To tell it from others."),
+          show=lambda made: str(made["apiKey"]))  # fmt: skip
+operation("grant", "Give credits.", "POST", "/api/v1/admin/credits/grant", EMAIL_ARGUMENT,
+          click.Argument(["credits"], type=int), click.Option(["--days"], type=int,
+          help="They expire after so many days."), click.Option(["--note"], default="",
+          help="Why; the user sees it."),
+          show=lambda after: f"available: {after['availableCredits']}")  # fmt: skip
+operation("audit", "Replay the journal: every hash, every balance.", "GET", "/api/v1/admin/audit",
+          show=show_books)  # fmt: skip
+operation("check", "Look at everything the server stands on.", "GET", "/api/v1/admin/check", show=show_checks)
 
 
 @main.command("generate")

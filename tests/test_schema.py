@@ -122,7 +122,7 @@ def a_day(db, user_id):
     v.find_key(db, digest="", now=7_000)
     v.find_session(db, digest="", now=7_000)
     v.list_keys(db, user_id=user_id)
-    v.begin_sign_in(db, email="ada@example.com", attempt=v.Attempt("account", "address"), now=7_000)
+    v.begin_sign_in(db, email="ada@example.com", attempt={"account:a": 5, "address:b": 20}, now=7_000)
     v.due_jobs(db, now=7_000, limit=20)
     v.next_due(db, after=7_000)
     v.wake_job(db, id=RUNNING, now=7_000)
