@@ -4024,7 +4024,7 @@ def serve(host: str | None, port: int | None) -> None:
 
 def operation(words: str, help: str, method: str, path: str, *params: click.Parameter,
               show: Callable[[Any], str]) -> None:  # fmt: skip
-    """Add a command that is one request by the operator.  It fails when the answer is not ok, or not valid."""
+    """Add a command that is one request by the operator.  It fails when the answer is not ok or not valid."""
 
     def run_command(**given: Any) -> None:
         async def request() -> Any:
