@@ -322,7 +322,7 @@ def test_the_auditor_finds_counters_that_were_changed(books, tampering, found):
     (change_row(2, "credits = 200"), "transaction 2 was changed"),
     (change_row(1, "created_at = 0"), "transaction 1 was changed"),
     (change_row(2, "user_id = 'usr_mallory'"), "transaction 2 was changed"),
-    (change_row(3, "hash = replace(hash, 'a', 'b')"), "transaction 3 was changed"),
+    (change_row(3, "hash = upper(hash)"), "transaction 3 was changed"),
     (change_row(2, "balance_after = 9999"), "says that 9999 credits remained, and it was 110"),
     ("DELETE FROM credit_transactions WHERE id = 3", "transaction 3 is missing"),
     ("DELETE FROM credit_transactions WHERE id = 1", "transaction 1 is missing"),
