@@ -3546,30 +3546,17 @@ class CheckList(Output, frozen=True):
     checks: list[Checked]
 
 
-StoredBalance = Annotated[bytes, Balance]
+def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
+    user_id, expires_at = get_user(db, email=wish.email).id, now + wish.days * DAY if wish.days else None
+    grant(db, user_id=user_id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
+          note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
+    return balance(db, user_id=user_id, now=now)
 
 
-def grant_credits(db: Db, *, user_id: str, once: Once | None, wish: Grant, now: int) -> StoredBalance:
-    return adjust_credits(db, user_id=user_id, once=once, wish=wish, now=now)
-
-
-def deduct_credits(db: Db, *, user_id: str, once: Once | None, wish: Deduction, now: int) -> StoredBalance:
-    return adjust_credits(db, user_id=user_id, once=once, wish=wish, now=now)
-
-
-def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Deduction, now: int) -> bytes:
-    """An administrator gives or takes credits; returns the user's balance as JSON."""
-    if earlier := earlier_answer(db, user_id=user_id, once=once):
-        return earlier
-    theirs = user_by_email(db, email=wish.email).id
-    if isinstance(wish, Grant):
-        expires_at = now + wish.days * DAY if wish.days else None
-        grant(db, user_id=theirs, credits=wish.credits, trans_type="SYSTEM_ADJUST",
-              source_ref=new_id("grant"), note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
-    else:
-        deduct(db, user_id=theirs, credits=wish.credits, note=wish.note, now=now)
-    after = balance(db, user_id=theirs, now=now)
-    return keep_answer(db, user_id=user_id, once=once, answer=after, now=now)
+def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
+    user_id = get_user(db, email=wish.email).id
+    deduct(db, user_id=user_id, credits=wish.credits, note=wish.note, now=now)
+    return balance(db, user_id=user_id, now=now)
 
 
 async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
@@ -3630,39 +3617,42 @@ def integrity_faults(db: Db) -> list[str]:
 
 # --- the table of addresses
 
-# What people are asked for where a transaction has such a parameter: its name outside, type and default.
-ASKED: dict[str, tuple[str, Any, Any]] = {
-    "cursor": ("cursor", Cursor, None),
-    "limit": ("limit", Limit, 20),
-    "status": ("status", OnlyStatus, None),
-    "once": ("key", IdempotencyKey, None),
-}
+Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
+ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
+INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
-def carry_out(fn: Callable[..., Any], method: str, path: str) -> Callable[..., Awaitable[Any]]:
-    """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: from the
-    path an `id`, from the body a `wish`, and what is in ASKED."""
-    hints, body, answer = get_type_hints(fn, include_extras=True), cast(Any, JSONBody), cast(Any, Answer)
-    asked = {word: ASKED[word] for word in hints if word in ASKED}
-    if found := re.search(r"{(\w+):str}", path):
-        asked["id"] = (found[1], Uuid, inspect.Parameter.empty)
+def once_only(db: Db, *, act: Callable[[Db], Output], user_id: str, once: Once | None, now: int) -> bytes:
+    """Act, or give the answer that the same key was given before, as JSON."""
+    earlier = earlier_answer(db, user_id=user_id, once=once)
+    return earlier or keep_answer(db, user_id=user_id, once=once, answer=act(db), now=now)
+
+
+def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
+    """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
+    path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
+    hints, required = get_type_hints(fn), inspect.Parameter.empty
+    asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
+    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (Uuid, required))
     if "wish" in hints:
-        asked["wish"] = ("data", body[hints["wish"]], inspect.Parameter.empty)
+        asked["data"] = (cast(Any, JSONBody)[hints["wish"]], required)
+    if once:
+        asked["key"] = (IdempotencyKey, None)
 
-    async def handler(request: Request, **given: Any) -> Any:
-        told = {word: given[name] for word, (name, _, _) in asked.items()}
-        if "once" in told:
-            told["once"] = once_of(request, told["once"], told.get("wish"))
-        data = await (request.read if method == "GET" else request.write)(fn, **told)
+    async def handler(request: Request, key: str | None = None, **given: Any) -> Any:
+        told = {INSIDE.get(word, word): value for word, value in given.items()}
+        if once:
+            act = functools.partial(fn, **request.told(fn, told))
+            data = await request.write(once_only, act=act, once=once_of(request, key, told["wish"]))
+        else:
+            data = await (request.read if method == "GET" else request.write)(fn, **told)
         return None if data is None else ok(with_links(request, data))
 
-    outside = [("request", Request, inspect.Parameter.empty), *asked.values()]
     vars(handler)["__signature__"] = inspect.Signature([
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, _, default in outside])  # fmt: skip
-    returns = getattr(hints["return"], "__metadata__", [hints["return"]])[0]  # JSON says what it is of
-    handler.__annotations__ = {name: hint for name, hint, _ in outside} | {
-        "return": None if returns is type(None) else answer[returns]}  # fmt: skip
+        inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for word, (_, default) in asked.items()])  # fmt: skip
+    returns = None if hints["return"] is type(None) else cast(Any, Answer)[hints["return"]]
+    handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
     return handler
 
 
@@ -3674,15 +3664,18 @@ def group(tag: str, who: Callable[[AnyRequest], Awaitable[None]] | None,
     return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security)
 
 
-def address(name: str, method: str, path: str, status: str = "", *, fn: Callable[..., Any]) -> Any:
-    handler = carry_out(fn, method, path) if "db" in inspect.signature(fn).parameters else fn
+def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..., Any]) -> Any:
+    status, transaction = int(how) if how.isdecimal() else None, "db" in inspect.signature(fn).parameters
+    handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
     handler.__name__ = name  # the operation's, in the document
-    make = {"GET": get, "POST": post, "DELETE": delete}[method]
-    responses = REFUSED | ({204: ResponseSpec(None)} if status == "204" else {})
-    return make(path, status_code=int(status) if status else None, responses=responses)(handler)
+    responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
+    return METHODS[method](path, status_code=status, responses=responses)(handler)
 
 
-# Operation, method, path and, where it is not the method's own, status: what is done there.
+METHODS = {"GET": get, "POST": post, "DELETE": delete}
+
+
+# Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
 ADDRESSES = [
     group("videos", signed_in, {
         "generate_video POST   /api/v1/video/generate": order_video,
@@ -3724,8 +3717,8 @@ ADDRESSES = [
         "set_password   POST   /api/v1/admin/users/password      200": replace_password,
         "add_key        POST   /api/v1/admin/keys": make_key_for,
         "add_invite     POST   /api/v1/admin/invites": invite,
-        "grant          POST   /api/v1/admin/credits/grant": grant_credits,
-        "deduct         POST   /api/v1/admin/credits/deduct": deduct_credits,
+        "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
+        "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
         "audit          GET    /api/v1/admin/audit": audit,
         "check          GET    /api/v1/admin/check": check_parts,
     }),
