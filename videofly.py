@@ -72,6 +72,7 @@ from typing import (
     TypeVar,
     cast,
     get_args,
+    get_origin,
     get_type_hints,
 )
 from urllib.parse import quote, urlsplit
@@ -492,16 +493,11 @@ def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
 
 
 def cast_for(hint: Any) -> Callable[[Any], Any] | None:
-    optional = type(None) in get_args(hint)
-    match get_args(hint)[0] if optional else hint:
-        case kind if kind is bool:
-            return bool
-        case kind if kind is datetime:
-            return moment
-        case kind if kind in (int, str) or getattr(kind, "__origin__", None) is Literal:
-            return None
-        case kind:
-            return functools.partial(msgspec.json.decode, type=kind)
+    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    if kind in (int, str) or get_origin(kind) is Literal:
+        return None
+    plain: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
+    return plain.get(kind) or functools.partial(msgspec.json.decode, type=kind)
 
 
 def moment(at: int) -> datetime:
@@ -1332,11 +1328,7 @@ def checksum(body: str) -> str:
 
 
 def base62(number: int, length: int) -> str:
-    digits = []
-    for _ in range(length):
-        number, rest = divmod(number, 62)
-        digits.append(BASE62[rest])
-    return "".join(reversed(digits))
+    return "".join(BASE62[number // 62**place % 62] for place in reversed(range(length)))
 
 
 class NewKey(msgspec.Struct, frozen=True):
@@ -3162,12 +3154,6 @@ def with_links(request: Request, data: T) -> T:
     return cast(T, msgspec.structs.replace(cast(msgspec.Struct, data), **changes)) if changes else data
 
 
-def preferred_wait_s(prefer: str | None) -> int:
-    """The seconds of a Prefer: wait=N (RFC 7240); 0 without one."""
-    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
-    return min(int(found[1]), WAIT_MAX_S) if found else 0
-
-
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
     app = request.parts
@@ -3183,8 +3169,10 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
 
 
 async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> Response[Any]:
-    """The video as it was ordered, or, where the client would rather wait, as it became."""
-    wait_s, ordered = preferred_wait_s(prefer), msgspec.json.decode(stored)["videoUuid"]
+    """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
+    ordered = msgspec.json.decode(stored)["videoUuid"]
+    preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
+    wait_s = min(int(preferred[1]), WAIT_MAX_S) if preferred else 0
     headers = {"Location": f"/api/v1/video/{ordered}"}
     if ordered != id:
         headers["Idempotent-Replayed"] = "true"
