@@ -33,6 +33,7 @@ import fcntl
 import functools
 import hashlib
 import hmac
+import inspect
 import io
 import ipaddress
 import itertools
@@ -50,6 +51,7 @@ import sys
 import textwrap
 import time
 import tomllib
+import uuid
 import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -70,6 +72,7 @@ from typing import (
     TypeVar,
     cast,
     get_args,
+    get_origin,
     get_type_hints,
 )
 from urllib.parse import quote, urlsplit
@@ -93,7 +96,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from litestar import Controller, Litestar, MediaType, Response, delete, get, post, route
+from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
 from litestar.exceptions import HTTPException
@@ -153,9 +156,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # fmt: on
 
 
-S3_SETTINGS = ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key")
-
-
 class Refused(Exception):
     """The program cannot start as it was told to; the text is one line for the operator."""
 
@@ -188,7 +188,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 def check_groups(settings: Settings) -> Settings:
     """Settings that only make sense together."""
-    for group in (S3_SETTINGS, ("admin_email", "admin_password")):
+    bucket = ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key")
+    for group in (bucket, ("admin_email", "admin_password")):
         missing = [variable(field) for field in group if not getattr(settings, field)]
         if 0 < len(missing) < len(group):
             others = ", ".join(map(variable, group))
@@ -488,21 +489,15 @@ def migrate(db: Db, path: Path | None = None) -> None:
 @functools.cache
 def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    hints = get_type_hints(as_)
-    return {name: cast_for(hints[name]) for name in as_.__struct_fields__}
+    return {name: cast_for(hint) for name, hint in get_type_hints(as_).items()}
 
 
 def cast_for(hint: Any) -> Callable[[Any], Any] | None:
-    optional = type(None) in get_args(hint)
-    match get_args(hint)[0] if optional else hint:
-        case kind if kind is bool:
-            return bool
-        case kind if kind is datetime:
-            return moment
-        case kind if kind in (int, str) or getattr(kind, "__origin__", None) is Literal:
-            return None
-        case kind:
-            return functools.partial(msgspec.json.decode, type=kind)
+    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
+    if kind in (int, str) or get_origin(kind) is Literal:
+        return None
+    plain: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
+    return plain.get(kind) or functools.partial(msgspec.json.decode, type=kind)
 
 
 def moment(at: int) -> datetime:
@@ -514,13 +509,10 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     found = db.execute(sql, params)
     names, how = [column[0] for column in found.description], casts(as_)  # type: ignore[arg-type]
     makers = [how[name] for name in names]
-    return [
-        as_(**{
-            name: make(value) if make and value is not None else value
-            for name, make, value in zip(names, makers, row, strict=True)
-        })
-        for row in found.fetchall()
-    ]  # fmt: skip
+    return [as_(**{
+        name: make(value) if make and value is not None else value
+        for name, make, value in zip(names, makers, row, strict=True)
+    }) for row in found.fetchall()]  # fmt: skip
 
 
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
@@ -564,13 +556,19 @@ def page(items: list[T], limit: int, position: Callable[[T], Any]) -> tuple[list
     return items[:limit], write_cursor(position(items[limit - 1])) if more else None
 
 
+def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, **params: Any,
+           ) -> tuple[list[T], str | None]:  # fmt: skip
+    """A page of rows, and the next one's cursor.  The query's first column is the id, which is < :before."""
+    before = read_cursor(cursor, Position) if cursor else 2**62
+    found = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
+    return page(found, limit, lambda row: cast(Any, row).id)
+
+
 def write_cursor(position: Any) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
 
 
-Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # in a list; what SQLite can hold
-
-
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
 VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 
 
@@ -804,6 +802,7 @@ SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
 Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refund"]
 Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
 TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
+HoldState = Literal["frozen", "settled", "released"]
 
 
 class Output(msgspec.Struct, frozen=True, rename="camel"):
@@ -811,16 +810,10 @@ class Output(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Draw(Output, frozen=True):
-    """What is taken from one package."""
+    """What is taken from one package, or what can be."""
 
     package_id: int
     credits: int
-    expires_at: datetime | None
-
-
-class Spendable(msgspec.Struct, frozen=True):
-    id: int
-    remaining: int
     expires_at: datetime | None
 
 
@@ -835,32 +828,29 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
     """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits,
         expires_at=expires_at, now=now)  # fmt: skip
     if package_id:
-        record(db, user_id=user_id, package_id=package_id, kind="grant", trans_type=trans_type,
-               credits=credits, note=note, now=now)  # fmt: skip
+        record(db, "grant", trans_type, user_id, package_id, credits, note=note, now=now)
     return bool(package_id)
 
 
-def spendable(db: Db, *, user_id: str, now: int) -> list[Spendable]:
+def spendable(db: Db, *, user_id: str, now: int) -> list[Draw]:
     """The packages that can be drawn from, in the order in which they are."""
-    return many(db, Spendable, f"""
-        SELECT id, remaining, expires_at FROM credit_packages
+    return many(db, Draw, f"""
+        SELECT id AS package_id, remaining AS credits, expires_at FROM credit_packages
         WHERE user_id = :user_id AND remaining > 0 AND {SPENDABLE}
         ORDER BY spendable_until_at IS NULL, spendable_until_at, id
     """, user_id=user_id, now=now)  # noqa: S608
 
 
-def draw(packages: list[Spendable], credits: int) -> list[Draw]:
+def draw(packages: list[Draw], credits: int) -> list[Draw]:
     """How so many credits are taken from packages in that order.  Raises InsufficientCredits."""
-    available, missing, draws = sum(package.remaining for package in packages), credits, []
+    available, missing, draws = sum(package.credits for package in packages), credits, []
     if available < credits:
         sentence = f"That takes {credits} credits; you have {available}."
         raise InsufficientCredits(sentence, required=credits, available=available)
     for package in packages:
-        taken = min(package.remaining, missing)
-        if taken == 0:
-            break
-        draws.append(Draw(package.id, taken, package.expires_at))
-        missing -= taken
+        if taken := min(package.credits, missing):
+            draws.append(Draw(package.package_id, taken, package.expires_at))
+            missing -= taken
     return draws
 
 
@@ -876,18 +866,17 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
     """, video_id=video_id, attempt=attempt, api_key_id=api_key_id, credits=credits,
         catalog_version=catalog_version, now=now)  # fmt: skip
     for part in draws:
-        record(db, user_id=user_id, package_id=part.package_id, hold_id=hold_id, kind="freeze",
-               trans_type="VIDEO_CONSUME", credits=part.credits, now=now)  # fmt: skip
+        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, hold_id=hold_id,
+               now=now)  # fmt: skip
 
 
 def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
-    limit = value(db, "SELECT credit_limit FROM api_keys WHERE id = :id", id=api_key_id)
-    if limit is None:
-        return
-    left = limit - value(db, """
-        SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released'
+    left = value(db, """
+        SELECT credit_limit - (
+            SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released')
+        FROM api_keys WHERE id = :id AND credit_limit IS NOT NULL
     """, id=api_key_id)
-    if credits > left:
+    if left is not None and credits > left:
         sentence = f"That takes {credits} credits; the key may still spend {left}."
         raise KeyLimitReached(sentence, required=credits, available=left)
 
@@ -905,15 +894,15 @@ class HeldPart(msgspec.Struct, frozen=True):
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
     """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
-    return end_hold(db, video_id=video_id, state="settled", now=now)
+    return end_hold(db, "settled", "settle", "VIDEO_CONSUME", video_id=video_id, now=now)
 
 
 def release(db: Db, *, video_id: str, now: int) -> bool:
     """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
-    return end_hold(db, video_id=video_id, state="released", now=now)
+    return end_hold(db, "released", "release", "REFUND", video_id=video_id, now=now)
 
 
-def end_hold(db: Db, *, video_id: str, state: Literal["settled", "released"], now: int) -> bool:
+def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, video_id: str, now: int) -> bool:
     parts = many(db, HeldPart, """
         SELECT h.id AS hold_id, h.created_at AS frozen_at, t.user_id, t.package_id, t.credits,
                p.remaining, p.expires_at, p.spendable_until_at
@@ -922,23 +911,15 @@ def end_hold(db: Db, *, video_id: str, state: Literal["settled", "released"], no
         JOIN credit_packages p ON p.id = t.package_id
         WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
     """, video_id=video_id)
-    if not parts:
-        return False
-    run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE id = :id",
-        state=state, now=now, id=parts[0].hold_id)  # fmt: skip
     for part in parts:  # first, so that the rows of one release stand together in the journal
         if state == "released" and part.expires_at is not None and part.expires_at <= now:
             give_grace(db, part, now=now)
     for part in parts:
-        kind, trans_type = ENDS[state]
-        record(db, user_id=part.user_id, package_id=part.package_id, hold_id=part.hold_id, kind=kind,
-               trans_type=trans_type, credits=part.credits, now=now)  # fmt: skip
-    return True
-
-
-ENDS: dict[str, tuple[Kind, TransType]] = {
-    "settled": ("settle", "VIDEO_CONSUME"), "released": ("release", "REFUND"),
-}  # fmt: skip
+        record(db, kind, trans_type, part.user_id, part.package_id, part.credits, hold_id=part.hold_id,
+               now=now)  # fmt: skip
+    return bool(run(db, """
+        UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id AND state = 'frozen'
+    """, state=state, now=now, id=video_id))
 
 
 def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
@@ -946,43 +927,31 @@ def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     over = part.spendable_until_at is not None and part.spendable_until_at <= now
     if over and part.remaining:
-        record_expiry(db, user_id=part.user_id, package_id=part.package_id, credits=part.remaining, now=now)
+        record(db, "expire", "EXPIRED", part.user_id, part.package_id, part.remaining, now=now)
     if over or (part.expires_at is not None and part.frozen_at < part.expires_at):
         run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
             until=now + GRACE, id=part.package_id)  # fmt: skip
 
 
-class Expiring(msgspec.Struct, frozen=True):
-    id: int
-    user_id: str
-    remaining: int
-
-
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
     """Take what remains in packages past their date with nothing frozen, and say in how many."""
-    due = many(db, Expiring, """
-        SELECT id, user_id, remaining FROM credit_packages
+    due = db.execute("""
+        SELECT user_id, id, remaining FROM credit_packages
         WHERE remaining > 0 AND frozen = 0 AND spendable_until_at <= :now
         ORDER BY spendable_until_at, id LIMIT :limit
-    """, now=now, limit=limit)
-    for package in due:
-        record_expiry(db, user_id=package.user_id, package_id=package.id, credits=package.remaining, now=now)
+    """, {"now": now, "limit": limit}).fetchall()  # fmt: skip
+    for user_id, package_id, credits in due:
+        record(db, "expire", "EXPIRED", user_id, package_id, credits, now=now)
     return len(due)
-
-
-def record_expiry(db: Db, *, user_id: str, package_id: int, credits: int, now: int) -> None:
-    record(db, user_id=user_id, package_id=package_id, kind="expire", trans_type="EXPIRED", credits=credits,
-           now=now)  # fmt: skip
 
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
-        record(db, user_id=user_id, package_id=part.package_id, kind="deduct", trans_type="SYSTEM_ADJUST",
-               credits=part.credits, note=note, now=now)  # fmt: skip
+        record(db, "deduct", "SYSTEM_ADJUST", user_id, part.package_id, part.credits, note=note, now=now)
 
 
-def record(db: Db, *, user_id: str, package_id: int, kind: Kind, trans_type: TransType, credits: int,
+def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, *,
            now: int, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
@@ -1055,12 +1024,11 @@ class PackageList(Output, frozen=True):
 
 def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
-    found = many(db, Package, """
+    return PackageList(*newest(db, Package, """
         SELECT id, trans_type, initial, remaining, frozen, used, expired, refunded, created_at, expires_at,
                spendable_until_at AS spendable_until
-        FROM credit_packages WHERE user_id = :user_id AND id < :before ORDER BY id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
-    return PackageList(*page(found, limit, lambda package: package.id))
+        FROM credit_packages WHERE user_id = :user_id AND id < :before
+    """, user_id=user_id, cursor=cursor, limit=limit))
 
 
 class Movement(Output, frozen=True):
@@ -1071,7 +1039,7 @@ class Movement(Output, frozen=True):
     credits: int  # with its sign
     balance_after: int
     video_uuid: str | None
-    state: Literal["frozen", "settled", "released"] | None  # what became of credits that a video froze
+    state: HoldState | None  # what became of credits that a video froze
     note: str
     created_at: datetime
 
@@ -1084,7 +1052,7 @@ class History(Output, frozen=True):
 def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     """What changed a user's credits, newest first.  A hold is one line, from however many packages it drew;
     its settling is the hold's state and no line, because it changes nothing that remains."""
-    found = many(db, Movement, """
+    return History(*newest(db, Movement, """
         SELECT t.id, t.trans_type, t.balance_after, h.video_id AS video_uuid, t.note, t.created_at,
                CASE WHEN t.kind = 'freeze' THEN h.state END AS state,
                coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
@@ -1093,9 +1061,7 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
           AND (t.hold_id IS NULL
                OR t.id = (SELECT max(id) FROM credit_transactions
                           WHERE hold_id = t.hold_id AND kind = t.kind))
-        ORDER BY t.id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=read_cursor(cursor, Position) if cursor else 2**62, limit=limit)
-    return History(*page(found, limit, lambda movement: movement.id))
+    """, user_id=user_id, cursor=cursor, limit=limit))
 
 
 class Proof(Output, frozen=True):
@@ -1116,43 +1082,32 @@ JOURNAL = """
 
 def proof(db: Db, *, user_id: str) -> Proof:
     """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
-    faults, remaining, count = [], 0, 0
-    for *row, hash in db.execute(JOURNAL + "WHERE user_id = ? ORDER BY id", [user_id]):
-        before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=row[0] - 1) or NO_HASH
-        remaining += EFFECT[row[4]] * row[6]
-        faults += row_faults(tuple(row), hash, before, remaining)
-        count += 1
-    found = db.execute("SELECT what, id FROM discrepancies WHERE user_id = ?", [user_id])
-    return proof_of(db, faults + [f"{what} {id} does not add up" for what, id in found], count)
+    return replay(db, "WHERE user_id = :user_id", [], user_id=user_id)
 
 
 def audit(db: Db) -> Proof:
     """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
-    faults, remaining, before, count = [], Counter[str](), NO_HASH, 0
-    for count, (*row, hash) in enumerate(db.execute(JOURNAL + "ORDER BY id"), 1):
-        if row[0] != count:
-            faults.append(f"transaction {count} is missing")
+    orphans = db.execute("PRAGMA foreign_key_check").fetchall()
+    return replay(db, "", [f"{table} refers to {lost} that is not there" for table, _, lost, _ in orphans])
+
+
+def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
+    remaining, count, last, before = Counter[str](), 0, 0, NO_HASH
+    for *row, hash in db.execute(f"{JOURNAL} {where} ORDER BY id", whose):
+        id, user_id, _, _, kind, _, credits, balance_after, *_ = row
+        if id != last + 1:  # others' rows are between
+            before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=id - 1)
+        if before is None:
+            faults.append(f"transaction {id - 1} is missing")
             break
-        remaining[row[1]] += EFFECT[row[4]] * row[6]
-        faults += row_faults(tuple(row), hash, before, remaining[row[1]])
-        before = hash
-    found = db.execute("SELECT what, id FROM discrepancies LIMIT 100")
+        if hash != chain(before, tuple(row)):
+            faults.append(f"transaction {id} was changed after it was written")
+        remaining[user_id] += EFFECT[kind] * credits
+        if balance_after != (was := remaining[user_id]):
+            faults.append(f"transaction {id} says that {balance_after} credits remained, and it was {was}")
+        count, last, before = count + 1, id, hash
+    found = db.execute(f"SELECT what, id FROM discrepancies {where} LIMIT 100", whose)  # noqa: S608
     faults += [f"{what} {id} does not add up" for what, id in found]
-    orphans = db.execute("PRAGMA foreign_key_check")
-    faults += [f"{table} refers to {parent} that is not there" for table, _, parent, _ in orphans]
-    return proof_of(db, faults, count)
-
-
-def row_faults(row: tuple[Any, ...], hash: str, before: str, remaining: int) -> list[str]:
-    found = []
-    if hash != chain(before, row):
-        found.append(f"transaction {row[0]} was changed after it was written")
-    if row[7] != remaining:
-        found.append(f"transaction {row[0]} says that {row[7]} credits remained, and it was {remaining}")
-    return found
-
-
-def proof_of(db: Db, faults: list[str], count: int) -> Proof:
     head = db.execute("SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1").fetchone()
     head_id, head_hash = head or (0, NO_HASH)
     return Proof(not faults, count, head_id, head_hash, faults[:100])
@@ -1192,9 +1147,9 @@ class User(Output, frozen=True):
 USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
 
 
-def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules,
-             now: int) -> User:  # fmt: skip
-    """Make an account and give its welcome credits.  Raises EmailTaken."""
+def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
+             session_digest: str | None = None) -> User:  # fmt: skip
+    """Make an account with its welcome credits, signed in (with a session_digest).  Raises EmailTaken."""
     id = new_id("usr")
     added = run(db, """
         INSERT INTO users (id, email, password_hash, is_admin, created_at)
@@ -1205,21 +1160,20 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
+    if session_digest:
+        start_session(db, user_id=id, digest=session_digest, now=now)
     return get_user(db, user_id=id)
 
 
-def get_user(db: Db, *, user_id: str) -> User:
-    found = one(db, User, USER + " WHERE id = :id", id=user_id)
+def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
+    found = one(db, User, USER + " WHERE id = :user_id OR email = :email", user_id=user_id, email=email)
     if found is None:
-        raise NotFound("There is no such user.")
+        raise NotFound(f"There is no account {email or user_id}.")
     return found
 
 
 def user_by_email(db: Db, *, email: str) -> User:
-    found = one(db, User, USER + " WHERE email = :email", email=email)
-    if found is None:
-        raise NotFound(f"There is no account {email}.")
-    return found
+    return get_user(db, email=email)
 
 
 def has_admin(db: Db) -> bool:
@@ -1231,8 +1185,8 @@ def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str
     """Make the first administrator, once.  Raises LinkExpired when there is one."""
     if has_admin(db):
         raise LinkExpired("There is an administrator already.")
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
-    start_session(db, user_id=user.id, digest=session_digest, now=now)
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now,
+                    session_digest=session_digest)  # fmt: skip
     if key:
         add_key(db, user_id=user.id, key=key, now=now)
     return user
@@ -1245,9 +1199,9 @@ def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None
         SELECT 1 FROM invites WHERE digest = :digest AND user_id IS NULL AND expires_at > :now
     """, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now)
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
+                    session_digest=session_digest)  # fmt: skip
     run(db, "UPDATE invites SET user_id = :id WHERE digest = :digest", id=user.id, digest=invite_digest)
-    start_session(db, user_id=user.id, digest=session_digest, now=now)
     return user
 
 
@@ -1262,32 +1216,25 @@ Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how
 def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None] | None:
     """The account's id and password hash.  The attempt is counted before the password is looked at, so that
     guesses at the same time count too.  Raises TooManyAttempts with the seconds to wait."""
-    failures = {subject: check_attempts(db, subject=subject, now=now) for subject in attempt}
+    failures = {}
+    for subject in attempt:
+        failures[subject], blocked_until = db.execute("""
+            SELECT failures, blocked_until_at FROM sign_in_failures WHERE subject = ?
+        """, [subject]).fetchone() or (0, 0)  # fmt: skip
+        if blocked_until > now:
+            wait_s = math.ceil((blocked_until - now) / SECOND)
+            raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
     for subject, free in attempt.items():
-        count_attempt(db, subject=subject, failures=failures[subject] + 1, free=free, now=now)
+        over = failures[subject] + 1 - free
+        run(db, """
+            INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at)
+            VALUES (:subject, 1, :until, :now) ON CONFLICT (subject)
+            DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
+        """, subject=subject, now=now,
+            until=now if over < 0 else now + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT))  # fmt: skip
     found: tuple[str, str | None] | None = db.execute(
         "SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()  # fmt: skip
     return found
-
-
-def check_attempts(db: Db, *, subject: str, now: int) -> int:
-    """How many attempts have failed.  Raises TooManyAttempts."""
-    blocked_until, failures = db.execute("""
-        SELECT blocked_until_at, failures FROM sign_in_failures WHERE subject = ?
-    """, [subject]).fetchone() or (0, 0)  # fmt: skip
-    if blocked_until > now:
-        wait_s = math.ceil((blocked_until - now) / SECOND)
-        raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
-    return int(failures)
-
-
-def count_attempt(db: Db, *, subject: str, failures: int, free: int, now: int) -> None:
-    wait = 0 if failures < free else min(SECOND * 2 ** min(failures - free, 20), LONGEST_WAIT)
-    run(db, """
-        INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at)
-        VALUES (:subject, :failures, :until, :now) ON CONFLICT (subject)
-        DO UPDATE SET failures = :failures, blocked_until_at = :until, failed_at = :now
-    """, subject=subject, failures=failures, until=now + wait, now=now)
 
 
 def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: str, now: int) -> User:
@@ -1318,12 +1265,14 @@ def end_session(db: Db, *, digest: str) -> None:
     run(db, "DELETE FROM sessions WHERE digest = :digest", digest=digest)
 
 
-def set_password(db: Db, *, user_id: str, password_hash: str, session_digest: str | None, now: int) -> None:
+def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
+                 session_digest: str | None = None) -> User:  # fmt: skip
     """Change the password, sign out everywhere, and start anew here (with a session_digest)."""
     run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
     run(db, "DELETE FROM sessions WHERE user_id = :id", id=user_id)
     if session_digest:
         start_session(db, user_id=user_id, digest=session_digest, now=now)
+    return get_user(db, user_id=user_id)
 
 
 def find_session(db: Db, *, digest: str, now: int) -> Principal | None:
@@ -1354,14 +1303,6 @@ def touch_key(db: Db, *, id: str, now: int) -> None:
     run(db, "UPDATE api_keys SET last_used_at = :now WHERE id = :id", id=id, now=now)
 
 
-class NewKey(msgspec.Struct, frozen=True):
-    digest: str
-    hint: str
-    name: str
-    credit_limit: int | None = None
-    expires_at: int | None = None
-
-
 class ApiKey(Output, frozen=True):
     id: str
     name: str
@@ -1387,16 +1328,19 @@ def checksum(body: str) -> str:
 
 
 def base62(number: int, length: int) -> str:
-    digits = []
-    for _ in range(length):
-        number, rest = divmod(number, 62)
-        digits.append(BASE62[rest])
-    return "".join(reversed(digits))
+    return "".join(BASE62[number // 62**place % 62] for place in reversed(range(length)))
 
 
-def prepare_key(key: str, *, name: str, credit_limit: int | None = None,
-                expires_at: int | None = None) -> NewKey:  # fmt: skip
-    return NewKey(digest(key), key[-4:], name, credit_limit, expires_at)
+class NewKey(msgspec.Struct, frozen=True):
+    digest: str
+    hint: str
+    name: str
+    credit_limit: int | None = None
+    expires_at: int | None = None
+
+
+def prepare_key(key: str, **wish: Any) -> NewKey:
+    return NewKey(digest(key), key[-4:], **wish)
 
 
 API_KEY = "SELECT id, name, hint, credit_limit, created_at, expires_at, last_used_at FROM api_keys"
@@ -1404,7 +1348,7 @@ KEYS_MAX = 100  # unrevoked keys of a user
 
 
 def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
-    if len(list_keys(db, user_id=user_id)) >= KEYS_MAX:
+    if len(list_keys(db, user_id=user_id).keys) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id = new_id("key")
     run(db, """
@@ -1414,10 +1358,14 @@ def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
     return many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0]
 
 
-def list_keys(db: Db, *, user_id: str) -> list[ApiKey]:
-    return many(db, ApiKey, API_KEY + """
+class KeyList(Output, frozen=True):
+    keys: list[ApiKey]
+
+
+def list_keys(db: Db, *, user_id: str) -> KeyList:
+    return KeyList(many(db, ApiKey, API_KEY + """
         WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id
-    """, id=user_id)
+    """, id=user_id))
 
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
@@ -1426,6 +1374,10 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
         UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL
     """, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
+
+
+# After one of these, somebody may be somebody else: nothing remembered of who they are holds.
+CHANGE_ACCOUNTS = {add_user, set_up, sign_up, end_session, set_password, revoke_key}
 
 
 def forget_old(db: Db, *, now: int) -> None:
@@ -1821,7 +1773,7 @@ class Quote(Output, frozen=True):
 def quote_video(db: Db, *, user_id: str, order: Order, now: int) -> Quote:
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
-    available = sum(package.remaining for package in packages)
+    available = sum(package.credits for package in packages)
     enough = available >= order.credits
     draws = draw(packages, order.credits) if enough else []
     return Quote(order.credits, available, enough, draws, order.model, order.duration, order.aspect_ratio,
@@ -2314,19 +2266,12 @@ def bucket_client(settings: Settings, endpoint: str) -> Any:
     import minio  # takes 0.2 s, and most installations keep files in the folder
 
     address = urlsplit(endpoint)
-    pool = urllib3.PoolManager(
-        maxsize=8,
-        timeout=urllib3.Timeout(connect=5, read=60),
-        retries=urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504]),
-    )
+    retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
+    pool = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
     return minio.Minio(
-        address.netloc,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key,
-        region=settings.s3_region,
-        secure=address.scheme == "https",
-        http_client=pool,
-    )
+        address.netloc, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key,
+        region=settings.s3_region, secure=address.scheme == "https", http_client=pool,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -2547,13 +2492,6 @@ class App:
         self.stopping.set()
         self.work_to_do.set()
         self.bells.ring()
-
-    async def change_account(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
-        """A write after which people may be somebody else: nothing remembered of them holds."""
-        try:
-            return await self.db.write(fn, **kwargs)
-        finally:
-            self.principals = {}
 
     async def hash(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a password function where it does not hold up the loop.  Raises Busy when many wait."""
@@ -2919,8 +2857,9 @@ async def wake(app: App, video_id: str) -> None:
 # ---------------------------------------------------------------------------
 # 15  HTTP
 # ---------------------------------------------------------------------------
-# A handler parses, calls one function above, and answers.  Where before_request is signed_in or
-# administrator, request.user is who asks; a handler that uses it without them fails closed.
+# ADDRESSES says what is where.  Most carry out one transaction of the sections above, whose parameters say
+# what is asked for; the others are handlers: they parse, call one function, and answer.  Where signed_in or
+# administrator comes before, request.user is who asks; what uses it without them fails closed.
 
 BODY_MAX = 256 * 1024  # bytes of JSON
 UPLOAD_MAX = 10_000_000  # bytes of an image
@@ -2934,8 +2873,26 @@ AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
-class Request(litestar.Request["Caller", Any, State]):
+class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
+
+    async def read(self, fn: Callable[..., T], /, **given: Any) -> T:
+        """What a function finds for whoever asks."""
+        return await self.parts.db.read(fn, **self.told(fn, given))
+
+    async def write(self, fn: Callable[..., T], /, **given: Any) -> T:
+        try:
+            return await self.parts.db.write(fn, **self.told(fn, given))
+        finally:
+            if fn in CHANGE_ACCOUNTS:
+                self.parts.principals = {}
+
+    def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+        """What is given, and what the function wants besides and is known."""
+        return {word: KNOWN[word](self) for word in known_words(fn) - given.keys()} | given
+
+    async def hash(self, password: str) -> str:
+        return await self.parts.hash(HASHER.hash, password)
 
     @property
     def parts(self) -> App:
@@ -2946,6 +2903,15 @@ class Request(litestar.Request["Caller", Any, State]):
     def base(self) -> str:
         """Where people reach this server, for links."""
         return self.parts.settings.public_url or str(self.base_url).rstrip("/")
+
+    @property
+    def cookie_name(self) -> str:
+        return "__Host-videofly" if self.base.startswith("https:") else "videofly"
+
+    def cookie(self, token: str, life: int = SESSION_LIFE) -> Cookie:
+        """The cookie of a session."""
+        return Cookie(self.cookie_name, value=token, httponly=True, samesite="lax", max_age=life // SECOND,
+                      secure=self.base.startswith("https:"))  # fmt: skip
 
     async def json(self) -> Any:
         body = await self.body()
@@ -2972,17 +2938,21 @@ def refuse_field(struct: type[Input], reason: str) -> Problem:
     return struct.problems.get(field, Invalid)(f"{field}: {reason}.", field=field)
 
 
-class Caller:
-    """Who is asking.  What is read and written through them is theirs."""
+# What a function is told without anybody being asked, where it has such a parameter.
+KNOWN: dict[str, Callable[[Request], Any]] = {
+    "user_id": lambda request: request.user.user_id,
+    "api_key_id": lambda request: request.user.api_key_id,
+    "now": lambda request: request.parts.now(),
+    "rules": lambda request: request.parts.catalogue.credits,
+    "catalog_version": lambda request: request.parts.catalogue.version,
+    "max_running": lambda request: request.parts.settings.video_max_concurrent,
+    "timeout": lambda request: request.parts.settings.video_timeout_minutes * MINUTE,
+}
 
-    def __init__(self, app: App, principal: Principal) -> None:
-        self.app, self.user_id, self.api_key_id = app, principal.user_id, principal.api_key_id
 
-    async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
-        return await self.app.db.read(fn, user_id=self.user_id, **kwargs)
-
-    async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
-        return await self.app.db.write(fn, user_id=self.user_id, now=self.app.now(), **kwargs)
+@functools.cache
+def known_words(fn: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(fn).parameters) & KNOWN.keys()
 
 
 # --- answers
@@ -3005,7 +2975,8 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 def ok(data: T) -> Answer[T]:
-    return Answer(True, data)
+    """Bytes are JSON already."""
+    return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
 
 
 REFUSED = {
@@ -3023,37 +2994,39 @@ ARGUMENTS = {  # what Litestar would say in its own way
 
 
 def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
-    wait = problem.details.get("retryAfter", 1 if isinstance(problem, Busy) else None)
-    headers = {"Retry-After": str(wait)} if wait else {}
+    known = {"Retry-After": "1"} if isinstance(problem, Busy) else {}
     if isinstance(problem, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
+        known = {"WWW-Authenticate": "Bearer"}
+    told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
     failed = Failed(False, Refusal(problem.code, problem.message, problem.details))
-    return Response(failed, status_code=problem.status, headers=headers)
+    return Response(failed, status_code=problem.status, headers=known | told)
+
+
+HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 
 def answer_http_exception(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
     """What Litestar itself refuses, in our words."""
+    allow = (failure.headers or {}).get("allow", "")
     match failure.status_code:
         case 404:
-            return answer_problem(request, NotFound(f"There is nothing at {request.url.path}."))
+            problem: Problem = NotFound(f"There is nothing at {request.url.path}.")
         case 405:
-            allow = (failure.headers or {}).get("allow", "")
-            answer = answer_problem(request, MethodNotAllowed(f"Use {allow}." if allow else None))
-            answer.headers.update({"Allow": allow})
-            return answer
+            problem = MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)
         case 413:
-            return answer_problem(request, TooLarge())
+            problem = TooLarge()
         case status if status >= 500:
             return answer_bug(request, failure)
         case _:
-            return answer_problem(request, refuse_argument(failure))
+            problem = Invalid(bad_argument(failure))
+    return answer_problem(request, problem)
 
 
-def refuse_argument(failure: HTTPException) -> Problem:
+def bad_argument(failure: HTTPException) -> str:
     faults = failure.extra if isinstance(failure.extra, list) else []
     key = "data" if "multipart" in failure.detail else next((fault.get("key", "") for fault in faults), "")
     others = "; ".join(f"{fault.get('key')}: {fault.get('message')}" for fault in faults)
-    return Invalid(ARGUMENTS.get(key) or others or failure.detail)
+    return ARGUMENTS.get(key) or others or failure.detail
 
 
 def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
@@ -3061,9 +3034,7 @@ def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
     id = new_id("req")
     log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
     problem = Bug(f"Something went wrong on our side; it is logged as {id}.", requestId=id)
-    answer = answer_problem(request, problem)
-    answer.headers.update({"X-Request-Id": id})
-    return answer
+    return answer_problem(request, problem)
 
 
 # --- who is asking
@@ -3080,19 +3051,12 @@ async def guard_against_forgery(request: AnyRequest) -> None:
         raise Forbidden("That request came from another site.")
 
 
-def is_https(request: Request) -> bool:
-    return request.base.startswith("https:")
-
-
-def cookie_name(request: Request) -> str:
-    return "__Host-videofly" if is_https(request) else "videofly"
-
-
 async def authenticate(request: Request) -> Principal:
-    """Who is asking.  Raises Unauthorized.  Remembered for a minute, or until an account changes."""
+    """Who is asking: request.user from now on.  Raises Unauthorized.  Remembered for a minute, or until an
+    account changes."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if not scheme:
-        secret = request.cookies.get(cookie_name(request), "")
+        secret = request.cookies.get(request.cookie_name, "")
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
@@ -3106,6 +3070,7 @@ async def authenticate(request: Request) -> Principal:
         # In the dictionary as it was before: if an account changed meanwhile, nobody reads it any more.
         until_at = min(known.until_at or now + REMEMBERED, now + REMEMBERED)
         remembered[secret_digest] = msgspec.structs.replace(known, until_at=until_at)
+    request.scope["user"] = known
     return known
 
 
@@ -3130,21 +3095,15 @@ def operator_token(secret: str) -> str:
     return "vfo_" + sign(secret, "operator", "")
 
 
-async def identify(request: Request) -> Principal:
-    principal = await authenticate(request)
-    request.scope["user"] = Caller(request.parts, principal)
-    return principal
-
-
 async def signed_in(request: AnyRequest) -> None:
     """Before anything that they sent is read, whoever asks is known."""
-    if not (await identify(cast(Request, request))).user_id:
+    if not (await authenticate(cast(Request, request))).user_id:
         raise Unauthorized("There is no account yet; make one with: videofly user add EMAIL --admin")
 
 
 async def administrator(request: AnyRequest) -> None:
     """An administrator asks, or whoever can read the data folder."""
-    principal = await identify(cast(Request, request))
+    principal = await authenticate(cast(Request, request))
     if not principal.is_admin or principal.is_limited:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
@@ -3152,6 +3111,7 @@ async def administrator(request: AnyRequest) -> None:
 Uuid = FromPath[str]
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Limit = Annotated[int, QueryParameter(ge=1, le=100)]
+OnlyStatus = FromQuery[Status | None]
 IdempotencyKey = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
@@ -3160,7 +3120,9 @@ WITH_KEY = [{"key": list[str]()}]  # for the document only
 
 
 def once_of(request: Request, key: str | None, body: Any) -> Once | None:
-    return Once(key, digest(f"{request.method} {request.url.path} {as_json(body)}")) if key else None
+    if not (key and request.user.user_id):
+        return None
+    return Once(key, digest(f"{request.method} {request.url.path} {as_json(body)}"))
 
 
 # --- videos
@@ -3174,124 +3136,85 @@ class VideoStatus(Output, frozen=True):
     error: Failure | None
 
 
-VideoAnswer = Response[Answer[Video]]
+def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
+    video = get_video(db, user_id=user_id, id=id)
+    return VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error)
 
 
-def with_links(request: Request, video: Video) -> Video:
-    """A video with addresses that work, where the database has keys."""
-    app = request.parts
-    links = {
-        field: app.storage.link(key, base=request.base, now=app.now())
-        for field in ("video_url", "poster_url") if (key := getattr(video, field))
-    }  # fmt: skip
-    return msgspec.structs.replace(video, **links)
+def with_links(request: Request, data: T) -> T:
+    """With addresses that work, where the database has keys."""
+    app, changes = request.parts, dict[str, Any]()
+    if isinstance(data, VideoList):
+        changes = {"videos": [with_links(request, video) for video in data.videos]}
+    elif isinstance(data, Video | VideoStatus):
+        changes = {
+            field: app.storage.link(key, base=request.base, now=app.now())
+            for field in ("video_url", "poster_url") if (key := getattr(data, field))
+        }  # fmt: skip
+    return cast(T, msgspec.structs.replace(cast(msgspec.Struct, data), **changes)) if changes else data
 
 
-def preferred_wait_s(prefer: str | None) -> int:
-    """The seconds of a Prefer: wait=N (RFC 7240); 0 without one."""
-    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
-    return min(int(found[1]), WAIT_MAX_S) if found else 0
-
-
-async def wait_for_end(me: Caller, id: str, seconds: int) -> Video:
+async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
+    app = request.parts
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while not me.app.stopping.is_set():
-                bell = me.app.bells.of(me.user_id)
-                video = await me.read(get_video, id=id)
+            while not app.stopping.is_set():
+                bell = app.bells.of(request.user.user_id)
+                video = await request.read(get_video, id=id)
                 if video.finished_at:
                     return video
                 await bell.wait()
-    return await me.read(get_video, id=id)
+    return await request.read(get_video, id=id)
 
 
-async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> VideoAnswer:
-    """201 with the video as it was ordered, or, where the client would rather wait, as it became."""
-    wait_s, ordered = preferred_wait_s(prefer), msgspec.json.decode(stored)["videoUuid"]
+async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> Response[Any]:
+    """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
+    ordered = msgspec.json.decode(stored)["videoUuid"]
+    preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
+    wait_s = min(int(preferred[1]), WAIT_MAX_S) if preferred else 0
     headers = {"Location": f"/api/v1/video/{ordered}"}
     if ordered != id:
         headers["Idempotent-Replayed"] = "true"
     if not wait_s:
-        return Response(cast(Answer[Video], ok(msgspec.Raw(stored))), status_code=201, headers=headers)
+        return Response(ok(stored), headers=headers)
     headers["Preference-Applied"] = f"wait={wait_s}"
-    video = await wait_for_end(request.user, ordered, wait_s)
-    return Response(ok(with_links(request, video)), status_code=201, headers=headers)
+    return Response(ok(with_links(request, await wait_for_end(request, ordered, wait_s))), headers=headers)
 
 
-class Videos(Controller):
-    path, tags, security = "/api/v1/video", ("videos",), WITH_KEY
-    before_request = staticmethod(signed_in)
+async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
+                      prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
+    id = new_uuid(request.parts.now())
+    order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
+    stored = await request.write(request_video, id=id, order=order, once=once_of(request, key, data))
+    return await answer_order(request, id, stored, prefer)
 
-    @post("/generate", responses=REFUSED)
-    async def generate_video(self, request: Request, data: JSONBody[NewVideo],
-                             key: IdempotencyKey = None, prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
-        me, settings, id = request.user, request.parts.settings, new_uuid(request.parts.now())
-        order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
-        stored = await me.write(
-            request_video, id=id, api_key_id=me.api_key_id, order=order, once=once_of(request, key, data),
-            max_running=settings.video_max_concurrent, timeout=settings.video_timeout_minutes * MINUTE,
-        )  # fmt: skip
-        return await answer_order(request, id, stored, prefer)
 
-    @post("/quote", status_code=200, responses=REFUSED)
-    async def quote_video(self, request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
-        order = choose(request.parts.catalogue, data, seed=0)
-        return ok(await request.user.read(quote_video, order=order, now=request.parts.now()))
+async def store_again(request: Request, uuid: Uuid, key: IdempotencyKey = None,
+                      prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
+    stored = await request.write(retry_video, id=uuid, once=once_of(request, key, None))
+    return await answer_order(request, uuid, stored, prefer)
 
-    @get("/list", responses=REFUSED)
-    async def list_videos(self, request: Request, cursor: Cursor = None, limit: Limit = 20,
-                          status: FromQuery[Status | None] = None) -> Answer[VideoList]:  # fmt: skip
-        found = await request.user.read(list_videos, cursor=cursor, limit=limit, status=status)
-        return ok(VideoList([with_links(request, video) for video in found.videos], found.next_cursor))
 
-    @get("/events", responses=REFUSED)
-    async def follow_events(self, request: Request) -> ServerSentEvent:
-        """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
-        app, user_id = request.parts, request.user.user_id
-        if app.streams[user_id] >= STREAMS_MAX:
-            raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
-        last = request.headers.get("last-event-id", "")
-        after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
-        return ServerSentEvent(stream_events(app, user_id, after))
+async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
+    order = choose(request.parts.catalogue, data, seed=0)
+    return ok(await request.read(quote_video, order=order))
 
-    @get("/{uuid:str}", responses=REFUSED)
-    async def get_video(self, request: Request, uuid: Uuid) -> Answer[Video]:
-        return ok(with_links(request, await request.user.read(get_video, id=uuid)))
 
-    @get("/{uuid:str}/status", responses=REFUSED)
-    async def get_status(self, request: Request, uuid: Uuid) -> Answer[VideoStatus]:
-        video = with_links(request, await request.user.read(get_video, id=uuid))
-        return ok(VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error))
-
-    @get("/{uuid:str}/receipt", responses=REFUSED)
-    async def get_receipt(self, request: Request, uuid: Uuid) -> Answer[Receipt]:
-        return ok(await request.user.read(receipt, id=uuid))
-
-    @post("/{uuid:str}/cancel", status_code=200, responses=REFUSED)
-    async def cancel_video(self, request: Request, uuid: Uuid) -> Answer[Video]:
-        return ok(await request.user.write(cancel_video, id=uuid))
-
-    @post("/{uuid:str}/retry", responses=REFUSED)
-    async def retry_video(self, request: Request, uuid: Uuid, key: IdempotencyKey = None,
-                          prefer: Prefer = None) -> VideoAnswer:  # fmt: skip
-        me, app = request.user, request.parts
-        stored = await me.write(
-            retry_video, id=uuid, api_key_id=me.api_key_id, once=once_of(request, key, None),
-            max_running=app.settings.video_max_concurrent, catalog_version=app.catalogue.version,
-        )  # fmt: skip
-        return await answer_order(request, uuid, stored, prefer)
-
-    @delete("/{uuid:str}", responses=REFUSED)
-    async def delete_video(self, request: Request, uuid: Uuid) -> None:
-        await request.user.write(delete_video, id=uuid)
+async def follow_events(request: Request) -> ServerSentEvent:
+    """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
+    app, user_id = request.parts, request.user.user_id
+    if app.streams[user_id] >= STREAMS_MAX:
+        raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
+    last = request.headers.get("last-event-id", "")
+    after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
+    return ServerSentEvent(stream_events(app, user_id, after))
 
 
 def new_uuid(now: int) -> str:
     """A UUID version 7 (RFC 9562): what is made together lies together in the index."""
     number = now << 80 | random.getrandbits(80)  # a name, not a secret: whose it is, is looked up
-    digits = f"{number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
 
 
 async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
@@ -3329,23 +3252,36 @@ ImageForm = Annotated[dict[str, UploadFile], Body(
     media_type=RequestEncodingType.MULTI_PART, schema_extra=IMAGE_FORM)]  # fmt: skip
 
 
-class Files(Controller):
-    tags, security = ("files",), WITH_KEY
-    before_request = staticmethod(signed_in)
+@post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, tags=["files"], security=WITH_KEY,
+      before_request=signed_in, responses=REFUSED)  # fmt: skip
+async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
+    """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
+    file = data.get("file")
+    if not isinstance(file, UploadFile):
+        raise Invalid("Send the image as the multipart form field `file`.", field="file")
+    content = await file.read()
+    if len(content) > UPLOAD_MAX:
+        raise TooLarge("An image may have 10 MB at most.")
+    app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
+    key = f"uploads/{new_uuid(app.now())}.{ending}"
+    await keep_upload(request, key, media_type, content)
+    return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
 
-    @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, responses=REFUSED)
-    async def upload_image(self, request: Request, data: ImageForm) -> Answer[Upload]:
-        """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
-        file = data.get("file")
-        if not isinstance(file, UploadFile):
-            raise Invalid("Send the image as the multipart form field `file`.", field="file")
-        content = await file.read()
-        if len(content) > UPLOAD_MAX:
-            raise TooLarge("An image may have 10 MB at most.")
-        app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
-        key = f"uploads/{new_uuid(app.now())}.{ending}"
-        await keep_upload(request.user, key, media_type, content)
-        return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
+
+async def keep_upload(request: Request, key: str, media_type: str, content: bytes) -> None:
+    app = request.parts
+    file = app.temporary / key.replace("/", "-")
+    try:
+        with storage_failures():
+            await asyncio.to_thread(file.write_bytes, content)
+        await app.storage.put(key, file, media_type)
+        try:
+            await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
+        except Exception:
+            await app.storage.delete(key)
+            raise
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
@@ -3366,46 +3302,7 @@ MEDIA_HEADERS = {
 }
 
 
-async def keep_upload(me: Caller, key: str, media_type: str, content: bytes) -> None:
-    file = me.app.temporary / key.replace("/", "-")
-    try:
-        with storage_failures():
-            await asyncio.to_thread(file.write_bytes, content)
-        await me.app.storage.put(key, file, media_type)
-        try:
-            await me.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
-        except Exception:
-            await me.app.storage.delete(key)
-            raise
-    finally:
-        file.unlink(missing_ok=True)
-
-
-# --- credits and the catalogue
-
-
-class CreditsController(Controller):
-    path, tags, security = "/api/v1/credit", ("credits",), WITH_KEY
-    before_request = staticmethod(signed_in)
-
-    @get("/balance", responses=REFUSED)
-    async def get_balance(self, request: Request) -> Answer[Balance]:
-        return ok(await request.user.read(balance, now=request.parts.now()))
-
-    @get("/history", responses=REFUSED)
-    async def list_history(self, request: Request, cursor: Cursor = None,
-                           limit: Limit = 20) -> Answer[History]:  # fmt: skip
-        return ok(await request.user.read(history, cursor=cursor, limit=limit))
-
-    @get("/packages", responses=REFUSED)
-    async def list_packages(self, request: Request, cursor: Cursor = None,
-                            limit: Limit = 20) -> Answer[PackageList]:  # fmt: skip
-        return ok(await request.user.read(list_packages, cursor=cursor, limit=limit))
-
-    @get("/proof", responses=REFUSED)
-    async def get_proof(self, request: Request) -> Answer[Proof]:
-        """Replay your part of the journal: hashes, running balances, packages, holds."""
-        return ok(await request.user.read(proof))
+# --- the catalogue
 
 
 class ModelOffer(Output, frozen=True):
@@ -3439,19 +3336,15 @@ def model_offer(model: Model) -> ModelOffer:
                       model.aspect_ratios, list(model.qualities), prices)  # fmt: skip
 
 
-class ConfigController(Controller):
-    path, tags = "/api/v1/config", ("catalogue",)
+async def list_models(request: Request) -> Answer[ModelList]:
+    catalogue = request.parts.catalogue
+    models = [model_offer(model) for model in catalogue.models if model.enabled]
+    return ok(ModelList(models, catalogue.version))
 
-    @get("/models")
-    async def list_models(self, request: Request) -> Answer[ModelList]:
-        catalogue = request.parts.catalogue
-        models = [model_offer(model) for model in catalogue.models if model.enabled]
-        return ok(ModelList(models, catalogue.version))
 
-    @get("/products")
-    async def list_products(self, request: Request) -> Answer[ProductList]:
-        catalogue = request.parts.catalogue
-        return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
+async def list_products(request: Request) -> Answer[ProductList]:
+    catalogue = request.parts.catalogue
+    return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
 
 
 # --- accounts
@@ -3488,13 +3381,11 @@ class SetUpDone(Output, frozen=True, omit_defaults=True):
     api_key: str | None = None
 
 
-def session_cookie(request: Request, token: str, life: int = SESSION_LIFE) -> Cookie:
-    return Cookie(cookie_name(request), value=token, httponly=True, samesite="lax", max_age=life // SECOND,
-                  secure=is_https(request))  # fmt: skip
-
-
-def answer_signed_in(request: Request, token: str, data: T, status: int = 201) -> Response[Answer[T]]:
-    return Response(ok(data), status_code=status, cookies=[session_cookie(request, token)])
+async def begin_session(request: Request, fn: Callable[..., User], **given: Any) -> Response[Answer[User]]:
+    """Do what also begins a session, and answer with its cookie."""
+    token = secrets.token_urlsafe(32)
+    user = await request.write(fn, session_digest=digest(token), **given)
+    return Response(ok(user), cookies=[request.cookie(token)])
 
 
 def client_address(request: Request) -> str:
@@ -3507,90 +3398,71 @@ def client_address(request: Request) -> str:
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
-async def try_password(request: Request, email: str, password: str) -> tuple[str | None, Attempt]:
-    """The id of whose password that is.  An account without one has no password to be right."""
-    app = request.parts
+async def check_password(request: Request, email: str, password: str, wrong: str) -> tuple[str, Attempt]:
+    """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
     attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(client_address(request))}": 20}
-    user_id, password_hash = await app.db.write(
-        begin_sign_in, email=email, attempt=attempt, now=app.now()) or (None, None)  # fmt: skip
-    return user_id if await app.hash(verify_password, password_hash, password) else None, attempt
+    account = await request.write(begin_sign_in, email=email, attempt=attempt)
+    user_id, password_hash = account or ("", None)
+    if not await request.parts.hash(verify_password, password_hash, password):
+        raise Unauthorized(wrong)
+    return user_id, attempt
 
 
-class Auth(Controller):
-    path, tags = "/api/auth", ("accounts",)
-    before_request = staticmethod(guard_against_forgery)  # most have no guard that would
+async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
+    """Make the first administrator, with the token of the first start.  Without a password the answer has an
+    API key; as plain text, where that is asked for."""
+    app, expected = request.parts, request.parts.set_up_token
+    if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
+        raise LinkExpired("That set-up link is not valid, or not any more.")
+    key = None if data.password else new_api_key()
+    answer = await begin_session(
+        request, set_up, email=data.email, key=prepare_key(key, name="set-up") if key else None,
+        password_hash=await request.hash(data.password) if data.password else None)  # fmt: skip
+    app.set_up_token = None
+    if key and request.headers.get("accept", "").startswith("text/plain"):
+        return Response(key, media_type=MediaType.TEXT)
+    return Response(ok(SetUpDone(answer.content.data, key)), cookies=answer.cookies)
 
-    @post("/set-up", responses=REFUSED)
-    async def set_up(self, request: Request, data: JSONBody[SetUp]) -> Response[Any]:
-        """Make the first administrator, with the token of the first start.  Without a password the answer has
-        an API key; as plain text, where that is asked for."""
-        app = request.parts
-        expected = app.set_up_token
-        if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
-            raise LinkExpired("That set-up link is not valid, or not any more.")
-        token, key = secrets.token_urlsafe(32), None if data.password else new_api_key()
-        password_hash = await app.hash(HASHER.hash, data.password) if data.password else None
-        user = await app.change_account(
-            set_up, email=data.email, password_hash=password_hash, session_digest=digest(token),
-            key=prepare_key(key, name="set-up") if key else None, rules=app.catalogue.credits, now=app.now(),
-        )  # fmt: skip
-        app.set_up_token = None
-        if key and request.headers.get("accept", "").startswith("text/plain"):
-            return Response(key, media_type=MediaType.TEXT, status_code=201)
-        return answer_signed_in(request, token, SetUpDone(user, key))
 
-    @post("/sign-up", responses=REFUSED)
-    async def sign_up(self, request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
-        app, mode = request.parts, request.parts.settings.signup
-        if mode == "closed" or (mode == "invite" and not data.invite):
-            raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
-        token, password_hash = secrets.token_urlsafe(32), await app.hash(HASHER.hash, data.password)
-        user = await app.change_account(
-            sign_up, email=data.email, password_hash=password_hash, session_digest=digest(token),
-            invite_digest=digest(data.invite or "") if mode == "invite" else None,
-            rules=app.catalogue.credits, now=app.now(),
-        )  # fmt: skip
-        return answer_signed_in(request, token, user)
+async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
+    mode = request.parts.settings.signup
+    if mode == "closed" or (mode == "invite" and not data.invite):
+        raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
+    return await begin_session(
+        request, sign_up, email=data.email, password_hash=await request.hash(data.password),
+        invite_digest=digest(data.invite or "") if mode == "invite" else None)  # fmt: skip
 
-    @post("/sign-in", status_code=200, responses=REFUSED)
-    async def sign_in(self, request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
-        app, token = request.parts, secrets.token_urlsafe(32)
-        user_id, attempt = await try_password(request, data.email, data.password)
-        if not user_id:
-            raise Unauthorized("The e-mail address or the password is wrong.")
-        user = await app.db.write(finish_sign_in, user_id=user_id, attempt=attempt,
-                                  session_digest=digest(token), now=app.now())  # fmt: skip
-        return answer_signed_in(request, token, user, 200)
 
-    @post("/sign-out", status_code=204, responses=REFUSED | {204: ResponseSpec(None)})
-    async def sign_out(self, request: Request) -> Response[None]:
-        token = request.cookies.get(cookie_name(request))
-        if token:
-            await request.parts.change_account(end_session, digest=digest(token))
-        return Response(None, status_code=204, cookies=[session_cookie(request, "", 0)])
+async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
+    wrong = "The e-mail address or the password is wrong."
+    user_id, attempt = await check_password(request, data.email, data.password, wrong)
+    return await begin_session(request, finish_sign_in, user_id=user_id, attempt=attempt)
 
-    @post("/password", status_code=200, responses=REFUSED, security=WITH_KEY, before_request=signed_in)
-    async def password(self, request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
-        """Change the password; every session ends but this one, which gets a new token."""
-        app, me, token = request.parts, request.user, secrets.token_urlsafe(32)
-        if me.api_key_id:
-            raise Forbidden("An API key cannot set a password; sign in.")
-        user = await me.read(get_user)
-        if user.has_password:
-            right, attempt = await try_password(request, user.email, data.current_password)
-            if not right:
-                raise Unauthorized("currentPassword is wrong.")
-            await app.db.write(forget_attempt, attempt=attempt)
-        password_hash = await app.hash(HASHER.hash, data.new_password)
-        await app.change_account(set_password, user_id=me.user_id, password_hash=password_hash,
-                                 session_digest=digest(token), now=app.now())  # fmt: skip
-        return answer_signed_in(request, token, await me.read(get_user), 200)
+
+async def sign_out(request: Request) -> Response[None]:
+    token = request.cookies.get(request.cookie_name)
+    if token:
+        await request.write(end_session, digest=digest(token))
+    return Response(None, cookies=[request.cookie("", 0)])
+
+
+async def change_password(request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
+    """Change the password; every session ends but this one, which gets a new token."""
+    if request.user.api_key_id:
+        raise Forbidden("An API key cannot set a password; sign in.")
+    user = await request.read(get_user)
+    if user.has_password:
+        wrong = "currentPassword is wrong."
+        _, attempt = await check_password(request, user.email, data.current_password, wrong)
+        await request.write(forget_attempt, attempt=attempt)
+    hashed = await request.hash(data.new_password)
+    return await begin_session(request, set_password, password_hash=hashed)
 
 
 class KeyWish(Input, frozen=True):
-    name: Name = "API key"
-    credit_limit: Credits | None = None
-    days: Days | None = None
+    name: Annotated[Name, _("to tell it from others")] = "API key"
+    credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
+    days: Annotated[Days, _("it ends after so many days")] | None = None
 
 
 class KeyMade(Output, frozen=True):
@@ -3598,51 +3470,29 @@ class KeyMade(Output, frozen=True):
     key: ApiKey
 
 
-class KeyList(Output, frozen=True):
-    keys: list[ApiKey]
-
-
-async def make_key(app: App, user_id: str, wish: KeyWish) -> Answer[KeyMade]:
-    key, now = new_api_key(), app.now()
-    expires_at = now + wish.days * DAY if wish.days else None
+async def give_key(request: Request, wish: KeyWish, user_id: str) -> Answer[KeyMade]:
+    key, expires_at = new_api_key(), request.parts.now() + wish.days * DAY if wish.days else None
     prepared = prepare_key(key, name=wish.name, credit_limit=wish.credit_limit, expires_at=expires_at)
-    return ok(KeyMade(key, await app.db.write(add_key, user_id=user_id, key=prepared, now=now)))
+    return ok(KeyMade(key, await request.write(add_key, user_id=user_id, key=prepared)))
 
 
-class Account(Controller):
-    path, tags, security = "/api/v1", ("accounts",), WITH_KEY
-    before_request = staticmethod(signed_in)
-
-    @get("/user/me", responses=REFUSED)
-    async def get_user(self, request: Request) -> Answer[User]:
-        return ok(await request.user.read(get_user))
-
-    @get("/keys", responses=REFUSED)
-    async def list_keys(self, request: Request) -> Answer[KeyList]:
-        return ok(KeyList(await request.user.read(list_keys)))
-
-    @post("/keys", responses=REFUSED)
-    async def make_key(self, request: Request, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
-        """Make an API key.  It is shown this once.  A key cannot make keys: it would outlive its own end."""
-        if request.user.api_key_id:
-            raise Forbidden("An API key cannot make API keys; sign in.")
-        return await make_key(request.parts, request.user.user_id, data)
-
-    @delete("/keys/{id:str}", responses=REFUSED)
-    async def revoke_key(self, request: Request, id: FromPath[str]) -> None:
-        app = request.parts
-        await app.change_account(revoke_key, user_id=request.user.user_id, id=id, now=app.now())
+async def make_key(request: Request, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
+    """Make an API key.  It is shown this once.  A key cannot make keys: it would outlive its own end."""
+    if request.user.api_key_id:
+        raise Forbidden("An API key cannot make API keys; sign in.")
+    return await give_key(request, data, request.user.user_id)
 
 
 # --- administration
 
+
 class PasswordWish(Input, frozen=True):
     email: Email
-    password: Password | None = None
+    password: Annotated[Password, _("else one is made and shown")] | None = None
 
 
 class UserWish(PasswordWish, frozen=True):
-    is_admin: bool = False
+    is_admin: Annotated[bool, _("make an administrator")] = False
 
 
 class UserMade(Output, frozen=True):
@@ -3657,11 +3507,11 @@ class KeyForUser(KeyWish, frozen=True, kw_only=True):
 class Deduction(Input, frozen=True):
     email: Email
     credits: Credits
-    note: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    note: Annotated[str, _("why; the user sees it", max_length=500)] = ""
 
 
 class Grant(Deduction, frozen=True):
-    days: Days | None = None  # else they never expire
+    days: Annotated[Days, _("they expire after so many days; else never")] | None = None
 
 
 class InviteWish(Input, frozen=True):
@@ -3684,90 +3534,49 @@ class CheckList(Output, frozen=True):
     checks: list[Checked]
 
 
-def adjust_credits(db: Db, *, user_id: str, once: Once | None, wish: Deduction, now: int) -> bytes:
-    """An administrator gives or takes credits; returns the user's balance as JSON."""
-    if earlier := earlier_answer(db, user_id=user_id, once=once):
-        return earlier
-    theirs = user_by_email(db, email=wish.email).id
-    if isinstance(wish, Grant):
-        expires_at = now + wish.days * DAY if wish.days else None
-        grant(db, user_id=theirs, credits=wish.credits, trans_type="SYSTEM_ADJUST",
-              source_ref=new_id("grant"), note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
-    else:
-        deduct(db, user_id=theirs, credits=wish.credits, note=wish.note, now=now)
-    after = balance(db, user_id=theirs, now=now)
-    return keep_answer(db, user_id=user_id, once=once, answer=after, now=now)
+def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
+    user_id, expires_at = get_user(db, email=wish.email).id, now + wish.days * DAY if wish.days else None
+    grant(db, user_id=user_id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
+          note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
+    return balance(db, user_id=user_id, now=now)
 
 
-async def adjust(request: Request, wish: Deduction, key: str | None) -> Answer[Balance]:
-    once = once_of(request, key, wish) if request.user.user_id else None
-    stored = await request.user.write(adjust_credits, once=once, wish=wish)
-    return cast(Answer[Balance], ok(msgspec.Raw(stored)))
+def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
+    user_id = get_user(db, email=wish.email).id
+    deduct(db, user_id=user_id, credits=wish.credits, note=wish.note, now=now)
+    return balance(db, user_id=user_id, now=now)
 
 
-async def make_password(app: App, given: str | None) -> tuple[str, str | None]:
-    """A password's hash, and the password where it was made here."""
-    made = None if given else secrets.token_urlsafe(12)
-    return await app.hash(HASHER.hash, given or str(made)), made
+async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
+                             **given: Any) -> Answer[UserMade]:  # fmt: skip
+    """Do what sets a password: the one that is wished for, or one that is made and shown here."""
+    made = None if wish.password else secrets.token_urlsafe(12)
+    password_hash = await request.hash(wish.password or str(made))
+    return ok(UserMade(await request.write(fn, password_hash=password_hash, **given), made))
 
 
-class Admin(Controller):
-    path, tags, security = "/api/v1/admin", ("administration",), WITH_KEY
-    before_request = staticmethod(administrator)
-
-    @post("/users", responses=REFUSED)
-    async def add_user(self, request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
-        app = request.parts
-        password_hash, made = await make_password(app, data.password)
-        user = await app.change_account(
-            add_user, email=data.email, password_hash=password_hash, is_admin=data.is_admin,
-            rules=app.catalogue.credits, now=app.now())  # fmt: skip
-        return ok(UserMade(user, made))
-
-    @post("/users/password", status_code=200, responses=REFUSED)
-    async def set_password(self, request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-        app = request.parts
-        user = await app.db.read(user_by_email, email=data.email)
-        password_hash, made = await make_password(app, data.password)
-        await app.change_account(set_password, user_id=user.id, password_hash=password_hash,
-                                 session_digest=None, now=app.now())  # fmt: skip
-        return ok(UserMade(user, made))
-
-    @post("/keys", responses=REFUSED)
-    async def add_key(self, request: Request, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
-        user = await request.parts.db.read(user_by_email, email=data.email)
-        return await make_key(request.parts, user.id, data)
-
-    @post("/invites", responses=REFUSED)
-    async def add_invite(self, request: Request, data: JSONBody[InviteWish]) -> Answer[Invited]:
-        invite, now = secrets.token_urlsafe(24), request.parts.now()
-        end = now + data.days * DAY
-        await request.parts.db.write(add_invite, digest=digest(invite), expires_at=end, now=now)
-        return ok(Invited(invite, f"{request.base}/sign-up#{invite}"))
-
-    @post("/credits/grant", responses=REFUSED)
-    async def grant(self, request: Request, data: JSONBody[Grant],
-                    key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
-        return await adjust(request, data, key)
-
-    @post("/credits/deduct", responses=REFUSED)
-    async def deduct(self, request: Request, data: JSONBody[Deduction],
-                     key: IdempotencyKey = None) -> Answer[Balance]:  # fmt: skip
-        return await adjust(request, data, key)
-
-    @get("/audit", responses=REFUSED)
-    async def audit(self, request: Request) -> Answer[Proof]:
-        """Replay the whole journal."""
-        return ok(await request.parts.db.read(audit))
-
-    @get("/check", responses=REFUSED)
-    async def check(self, request: Request) -> Answer[CheckList]:
-        checks = await check_parts(request.parts)
-        return ok(CheckList(all(check.ok for check in checks), checks))
+async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
+    return await set_given_password(request, data, add_user, email=data.email, is_admin=data.is_admin)
 
 
-async def check_parts(app: App) -> list[Checked]:
+async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
+    user = await request.read(user_by_email, email=data.email)
+    return await set_given_password(request, data, set_password, user_id=user.id)
+
+
+async def make_key_for(request: Request, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
+    return await give_key(request, data, (await request.read(user_by_email, email=data.email)).id)
+
+
+async def invite(request: Request, data: JSONBody[InviteWish]) -> Answer[Invited]:
+    secret = secrets.token_urlsafe(24)
+    await request.write(add_invite, digest=digest(secret), expires_at=request.parts.now() + data.days * DAY)
+    return ok(Invited(secret, f"{request.base}/sign-up#{secret}"))
+
+
+async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
+    app = request.parts
     free_mb = shutil.disk_usage(app.settings.data).free >> 20
     faults = await app.db.read(integrity_faults)
     books = await app.db.read(audit)
@@ -3776,7 +3585,7 @@ async def check_parts(app: App) -> list[Checked]:
         storage = Checked("storage", True, type(app.storage).__name__)
     except StorageFailed as failure:
         storage = Checked("storage", False, failure.message)
-    return [
+    checks = [
         Checked("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         Checked("database", not faults, "; ".join(faults) or "whole"),
@@ -3784,6 +3593,7 @@ async def check_parts(app: App) -> list[Checked]:
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         storage,
     ]
+    return ok(CheckList(all(check.ok for check in checks), checks))
 
 
 DISK_LOW_MB = 200
@@ -3791,6 +3601,116 @@ DISK_LOW_MB = 200
 
 def integrity_faults(db: Db) -> list[str]:
     return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
+
+
+# --- the table of addresses
+
+Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
+ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
+INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
+
+
+def once_only(db: Db, *, act: Callable[[Db], Output], user_id: str, once: Once | None, now: int) -> bytes:
+    """Act, or give the answer that the same key was given before, as JSON."""
+    earlier = earlier_answer(db, user_id=user_id, once=once)
+    return earlier or keep_answer(db, user_id=user_id, once=once, answer=act(db), now=now)
+
+
+def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
+    """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
+    path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
+    hints, required = get_type_hints(fn), inspect.Parameter.empty
+    asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
+    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (Uuid, required))
+    if "wish" in hints:
+        asked["data"] = (cast(Any, JSONBody)[hints["wish"]], required)
+    if once:
+        asked["key"] = (IdempotencyKey, None)
+
+    async def handler(request: Request, key: str | None = None, **given: Any) -> Any:
+        told = {INSIDE.get(word, word): value for word, value in given.items()}
+        if once:
+            act = functools.partial(fn, **request.told(fn, told))
+            data = await request.write(once_only, act=act, once=once_of(request, key, told["wish"]))
+        else:
+            data = await (request.read if method == "GET" else request.write)(fn, **told)
+        return None if data is None else ok(with_links(request, data))
+
+    vars(handler)["__signature__"] = inspect.Signature([
+        inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for word, (_, default) in asked.items()])  # fmt: skip
+    returns = None if hints["return"] is type(None) else cast(Any, Answer)[hints["return"]]
+    handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
+    return handler
+
+
+def group(tag: str, who: Callable[[AnyRequest], Awaitable[None]] | None,
+          addresses: dict[str, Callable[..., Any]]) -> Router:  # fmt: skip
+    """Addresses that belong together and that the same people may ask."""
+    handlers = [address(*line.split(), fn=fn) for line, fn in addresses.items()]
+    security = WITH_KEY if who in (signed_in, administrator) else None
+    return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security)
+
+
+def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..., Any]) -> Any:
+    status, transaction = int(how) if how.isdecimal() else None, "db" in inspect.signature(fn).parameters
+    handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
+    handler.__name__ = name  # the operation's, in the document
+    responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
+    return METHODS[method](path, status_code=status, responses=responses)(handler)
+
+
+METHODS = {"GET": get, "POST": post, "DELETE": delete}
+
+
+# Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
+ADDRESSES = [
+    group("videos", signed_in, {
+        "generate_video POST   /api/v1/video/generate": order_video,
+        "quote_video    POST   /api/v1/video/quote               200": answer_quote,
+        "list_videos    GET    /api/v1/video/list": list_videos,
+        "follow_events  GET    /api/v1/video/events": follow_events,
+        "get_video      GET    /api/v1/video/{uuid:str}": get_video,
+        "get_status     GET    /api/v1/video/{uuid:str}/status": video_status,
+        "get_receipt    GET    /api/v1/video/{uuid:str}/receipt": receipt,
+        "cancel_video   POST   /api/v1/video/{uuid:str}/cancel   200": cancel_video,
+        "retry_video    POST   /api/v1/video/{uuid:str}/retry": store_again,
+        "delete_video   DELETE /api/v1/video/{uuid:str}": delete_video,
+    }),
+    group("credits", signed_in, {
+        "get_balance    GET    /api/v1/credit/balance": balance,
+        "list_history   GET    /api/v1/credit/history": history,
+        "list_packages  GET    /api/v1/credit/packages": list_packages,
+        "get_proof      GET    /api/v1/credit/proof": proof,
+    }),
+    group("catalogue", None, {
+        "list_models    GET    /api/v1/config/models": list_models,
+        "list_products  GET    /api/v1/config/products": list_products,
+    }),
+    group("accounts", guard_against_forgery, {
+        "set_up         POST   /api/auth/set-up": make_first_account,
+        "sign_up        POST   /api/auth/sign-up": join,
+        "sign_in        POST   /api/auth/sign-in                 200": sign_in,
+        "sign_out       POST   /api/auth/sign-out                204": sign_out,
+    }),
+    group("accounts", signed_in, {
+        "password       POST   /api/auth/password                200": change_password,
+        "get_user       GET    /api/v1/user/me": get_user,
+        "list_keys      GET    /api/v1/keys": list_keys,
+        "make_key       POST   /api/v1/keys": make_key,
+        "revoke_key     DELETE /api/v1/keys/{id:str}": revoke_key,
+    }),
+    group("administration", administrator, {
+        "add_user       POST   /api/v1/admin/users": make_account,
+        "set_password   POST   /api/v1/admin/users/password      200": replace_password,
+        "add_key        POST   /api/v1/admin/keys": make_key_for,
+        "add_invite     POST   /api/v1/admin/invites": invite,
+        "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
+        "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
+        "audit          GET    /api/v1/admin/audit": audit,
+        "check          GET    /api/v1/admin/check": check_parts,
+    }),
+]  # fmt: skip
 
 
 # --- pages and health
@@ -3870,8 +3790,7 @@ def http(app: App) -> Litestar:
     swagger = Path(offapi.__file__).parent
     return Litestar(
         route_handlers=[
-            Videos, Files, CreditsController, ConfigController, Auth, Account, Admin, media, start_page, docs,
-            alive, ready,
+            *ADDRESSES, upload_image, media, start_page, docs, alive, ready,
             create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
             create_static_files_router("/docs/swagger", [swagger], cache_control=FOR_EVER),
         ],
@@ -3947,17 +3866,13 @@ def listen(settings: Settings) -> socket.socket:
 
 async def serve_until_stopped(settings: Settings) -> None:
     with listen(settings) as listener:
-        await serve_on(listener, settings)
-
-
-async def serve_on(listener: socket.socket, settings: Settings) -> None:
-    async with open_app(settings) as app:
-        config = uvicorn.Config(
-            http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None,
-            access_log=False, server_header=False, proxy_headers=True,
-            forwarded_allow_ips=settings.trusted_proxies, timeout_keep_alive=75, timeout_graceful_shutdown=10,
-        )  # fmt: skip
-        await Server(config, app).serve([listener])
+        async with open_app(settings) as app:
+            config = uvicorn.Config(
+                http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None,
+                access_log=False, server_header=False, proxy_headers=True, timeout_keep_alive=75,
+                forwarded_allow_ips=settings.trusted_proxies, timeout_graceful_shutdown=10,
+            )  # fmt: skip
+            await Server(config, app).serve([listener])
 
 
 @contextlib.asynccontextmanager
@@ -3979,10 +3894,11 @@ async def api(settings: Settings, server: str | None = None, key: str | None = N
         yield await stack.enter_async_context(client)
 
 
-async def ask(client: httpx.AsyncClient, method: str, path: str, body: Any = None) -> Any:
+async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     """The data of an answer.  A refusal ends the command with its sentence."""
+    body = {name: value for name, value in wish.items() if value is not None}
     try:
-        answer = await client.request(method, path, json=body)
+        answer = await client.request(*line.split(), json=body or None)
         content = answer.json()
     except (httpx.HTTPError, ValueError) as failure:
         raise click.ClickException(f"{client.base_url} does not answer: {failure}") from None
@@ -3991,14 +3907,14 @@ async def ask(client: httpx.AsyncClient, method: str, path: str, body: Any = Non
     return content["data"]
 
 
-def start(work: Coroutine[Any, Any, T]) -> T:
+def start(work: Callable[[Settings], Coroutine[Any, Any, T]], **environ: str) -> T:
     """Run a command; what it was refused is one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("apscheduler", "httpx", "uvicorn.error", "libav"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
     try:
-        return uvloop.run(work)
+        return uvloop.run(work(read_settings(os.environ | environ)))
     except (Refused, AlreadyRunning) as refusal:
         raise click.ClickException(str(refusal)) from None
 
@@ -4014,25 +3930,32 @@ def main() -> None:
 def serve(host: str | None, port: int | None) -> None:
     """Run the server."""
     named = {"VIDEOFLY_HOST": host, "VIDEOFLY_PORT": port}
-
-    async def run_server() -> None:
-        given = {name: str(value) for name, value in named.items() if value}
-        await serve_until_stopped(read_settings(os.environ | given))
-
-    start(run_server())
+    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
 
 
-def operation(words: str, help: str, method: str, path: str, *params: click.Parameter,
-              show: Callable[[Any], str]) -> None:  # fmt: skip
+def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
+    """The words of a command, from what the API asks for: arguments have to be there, options need not."""
+    schema = msgspec.json.schema_components([body])[1][body.__name__] if body else {"properties": {}}
+    for name, about in schema["properties"].items():
+        about = about.get("anyOf", [about])[0]
+        kind = {"integer": int, "boolean": bool}.get(about["type"], str)
+        dashed = re.sub("([A-Z])", r"-\1", name).lower().removeprefix("is-")
+        if name in schema["required"] and name not in defaults:
+            yield click.Argument([name], type=kind)
+        elif about["type"] != "array":
+            yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
+                               default=defaults.get(name), help=about.get("description"))  # fmt: skip
+
+
+def operation(words: str, help: str, line: str, body: type[Input] | None, show: Callable[[Any], str]) -> None:
     """Add a command that is one request by the operator.  It fails when the answer is not ok or not valid."""
 
     def run_command(**given: Any) -> None:
-        async def request() -> Any:
-            async with api(read_settings(os.environ)) as client:
-                return await ask(client, method, path, body or None)
+        async def request(settings: Settings) -> Any:
+            async with api(settings) as client:
+                return await ask(client, line, **given)
 
-        body = {name.replace("is_admin", "isAdmin"): value for name, value in given.items()}
-        answer = start(request())
+        answer = start(request)
         click.echo(show(answer))
         sys.exit(0 if answer.get("ok", answer.get("valid", True)) else 1)
 
@@ -4040,12 +3963,10 @@ def operation(words: str, help: str, method: str, path: str, *params: click.Para
     if group and group not in main.commands:
         main.add_command(click.Group(group, help=GROUPS[group]))
     home = cast(click.Group, main.commands[group]) if group else main
-    home.add_command(click.Command(name, callback=run_command, params=list(params), help=help))
+    home.add_command(click.Command(name, callback=run_command, params=[*parameters(body)], help=help))
 
 
 GROUPS = {"user": "Accounts.", "key": "API keys."}
-EMAIL_ARGUMENT = click.Argument(["email"])
-PASSWORD_OPTION = click.Option(["--password"], help="Else one is made and printed.")
 
 
 def show_account(made: Any) -> str:
@@ -4063,44 +3984,32 @@ def show_checks(found: Any) -> str:
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
 
 
-operation("user add", "Make an account, with the welcome credits.", "POST", "/api/v1/admin/users",
-          EMAIL_ARGUMENT, PASSWORD_OPTION, click.Option(["--admin", "is_admin"], is_flag=True,
-          help="Make an administrator."), show=show_account)  # fmt: skip
-operation("user password", "Set a new password; every session of the account ends.", "POST",
-          "/api/v1/admin/users/password", EMAIL_ARGUMENT, PASSWORD_OPTION, show=show_account)  # fmt: skip
-operation("key create", "Make an API key, and print only it.", "POST", "/api/v1/admin/keys", EMAIL_ARGUMENT,
-          click.Option(["--name"], default="API key", help="To tell it from others."),
-          show=lambda made: str(made["apiKey"]))  # fmt: skip
-operation("grant", "Give credits.", "POST", "/api/v1/admin/credits/grant", EMAIL_ARGUMENT,
-          click.Argument(["credits"], type=int), click.Option(["--days"], type=int,
-          help="They expire after so many days."), click.Option(["--note"], default="",
-          help="Why; the user sees it."),
-          show=lambda after: f"available: {after['availableCredits']}")  # fmt: skip
-operation("audit", "Replay the journal: every hash, every balance.", "GET", "/api/v1/admin/audit",
-          show=show_books)  # fmt: skip
-operation("check", "Look at everything the server stands on.", "GET", "/api/v1/admin/check", show=show_checks)
+operation("user add", "Make an account, with the welcome credits.",
+          "POST /api/v1/admin/users", UserWish, show_account)  # fmt: skip
+operation("user password", "Set a new password; every session of the account ends.",
+          "POST /api/v1/admin/users/password", PasswordWish, show_account)  # fmt: skip
+operation("key create", "Make an API key, and print only it.",
+          "POST /api/v1/admin/keys", KeyForUser, lambda made: str(made["apiKey"]))  # fmt: skip
+operation("grant", "Give credits.",
+          "POST /api/v1/admin/credits/grant", Grant, lambda after: f"available: {after['availableCredits']}")
+operation("audit", "Replay the journal: every hash, every balance.",
+          "GET /api/v1/admin/audit", None, show_books)  # fmt: skip
+operation("check", "Look at everything the server stands on.",
+          "GET /api/v1/admin/check", None, show_checks)  # fmt: skip
 
 
-@main.command("generate")
-@click.argument("prompt")
-@click.option("--model", default="preview", show_default=True)
-@click.option("--duration", type=int, help="Seconds.")
-@click.option("--quality")
-@click.option("--aspect-ratio")
-@click.option("--seed", type=int)
+@main.command("generate", params=[*parameters(NewVideo, model="preview")])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")
 @click.option("--server", envvar="VIDEOFLY_SERVER", show_envvar=True, help="Address of a server elsewhere.")
 @click.option("--key", envvar="VIDEOFLY_KEY", show_envvar=True, help="Else the oldest administrator pays.")
 def generate_command(out: Path, server: str | None, key: str | None, **wish: Any) -> None:
     """Make a video and fetch it."""
-    names = {"aspect_ratio": "aspectRatio"}
-    body = {names.get(name, name): given for name, given in wish.items() if given is not None}
 
-    async def run_client() -> None:
-        async with api(read_settings(os.environ), server, key) as client:
-            await fetch_video(client, await follow_video(client, body), out)
+    async def run_client(settings: Settings) -> None:
+        async with api(settings, server, key) as client:
+            await fetch_video(client, await follow_video(client, wish), out)
 
-    start(run_client())
+    start(run_client)
     click.echo(str(out))
 
 
@@ -4108,11 +4017,11 @@ async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
     """Order a video, show how it comes along, and return its address.  Once per Idempotency-Key, so that a
     line that breaks orders nothing twice."""
     client.headers["Idempotency-Key"] = secrets.token_hex(16)
-    id = (await ask(client, "POST", "/api/v1/video/generate", wish))["videoUuid"]
+    id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
         bar = bars.add_task(wish["prompt"][:40], total=100)
         while True:
-            now = await ask(client, "GET", f"/api/v1/video/{id}/status")
+            now = await ask(client, f"GET /api/v1/video/{id}/status")
             bars.update(bar, completed=now["progress"])
             if now["status"] == "COMPLETED":
                 return str(now["videoUrl"])
