@@ -208,6 +208,8 @@ CREATE TABLE videos (
     due_at           INTEGER,
     deadline_at      INTEGER NOT NULL,                  -- the provider has to be done by then
     submitted_at     INTEGER,                           -- the intent, written before the provider is called
+    missed           INTEGER NOT NULL DEFAULT 0,        -- times that the provider said it knows no such job
+    missed_at        INTEGER,                           -- the first of them in a row
     ref              TEXT,                              -- what the provider's fetch needs; without it, a submit is unknown
     original_url     TEXT,                              -- where the provider put the result
     original_until_at  INTEGER,                         -- and how long it stays there
@@ -237,6 +239,36 @@ CREATE TABLE videos (
 CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
 CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
+
+-- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
+-- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
+-- sent, and no answer came.
+CREATE TABLE provider_jobs (
+    id           INTEGER NOT NULL PRIMARY KEY,
+    video_id     TEXT    NOT NULL REFERENCES videos(id),
+    provider     TEXT    NOT NULL,
+    began_at     INTEGER NOT NULL,
+    taken_at     INTEGER,
+    ended_at     INTEGER,
+    ref          TEXT,
+    refused      INTEGER NOT NULL DEFAULT 0 CHECK (refused IN (0, 1)),      -- for good; not for being away
+    error        TEXT
+) STRICT;
+
+CREATE INDEX provider_jobs_by_video ON provider_jobs (video_id, id);
+
+CREATE TRIGGER provider_jobs_begin AFTER UPDATE OF submitted_at ON videos
+WHEN NEW.submitted_at IS NOT NULL AND OLD.submitted_at IS NULL BEGIN
+    INSERT INTO provider_jobs (video_id, provider, began_at) VALUES (NEW.id, NEW.provider, NEW.submitted_at);
+END;
+CREATE TRIGGER provider_jobs_taken AFTER UPDATE OF ref ON videos WHEN NEW.ref IS NOT OLD.ref BEGIN
+    UPDATE provider_jobs SET ref = NEW.ref, taken_at = NEW.changed_at
+    WHERE id = (SELECT max(id) FROM provider_jobs WHERE video_id = NEW.id);
+END;
+CREATE TRIGGER provider_jobs_end AFTER UPDATE OF finished_at ON videos WHEN NEW.finished_at IS NOT NULL BEGIN
+    UPDATE provider_jobs SET ended_at = NEW.finished_at, error = NEW.error_message
+    WHERE video_id = NEW.id AND ended_at IS NULL;
+END;
 
 CREATE TRIGGER videos_end_once BEFORE UPDATE OF status ON videos
 WHEN OLD.finished_at IS NOT NULL AND NEW.status <> OLD.status

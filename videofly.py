@@ -9,19 +9,21 @@ the network: they are functions of a connection and of what they are told, and a
      1  Settings        what the operator decides
      2  Errors          every way to say no
      3  Database        one writer that commits in groups, readers, migrations
-     4  Catalogue       what is on sale, and what it costs                      (pure)
-     5  Ledger          grant, freeze, settle, release, expire, deduct, audit   (pure)
-     6  Accounts        people, sessions, API keys, invitations                 (pure)
-     7  Videos          the life of one video, in transactions                  (pure)
-     8  Media           is this a picture, is that a video, what does it show
-     9  Preview         a moving picture computed from a prompt
-    10  Storage         a folder, or a bucket
-    11  Providers       who makes videos
-    12  App             the one object that holds the running parts
-    13  Work            what is done while nobody asks
-    14  Start           everything opened in order, and closed in reverse
-    15  HTTP            what the world sees
-    16  Command line
+     4  Templates       how an outside API is spoken, as data                    (pure)
+     5  Catalogue       what is on sale, and what it costs                      (pure)
+     6  Ledger          grant, freeze, settle, release, expire, deduct, audit   (pure)
+     7  Accounts        people, sessions, API keys, invitations                 (pure)
+     8  Videos          the life of one video, in transactions                  (pure)
+     9  Media           is this a picture, is that a video, what does it show
+    10  Preview         a moving picture computed from a prompt
+    11  Storage         a folder, or a bucket
+    12  Outside         requests to addresses that others gave us
+    13  Providers       who makes videos
+    14  App             the one object that holds the running parts
+    15  Work            what is done while nobody asks
+    16  Start           everything opened in order, and closed in reverse
+    17  HTTP            what the world sees
+    18  Command line
 """
 
 import asyncio
@@ -54,8 +56,9 @@ import tomllib
 import uuid
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -81,6 +84,7 @@ import aiosqlite
 import argon2
 import av
 import click
+import httpcore
 import httpx
 import litestar
 import msgspec
@@ -91,11 +95,12 @@ import urllib3
 import uvicorn
 import uvloop
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
+from Crypto.Signature import eddsa
 from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
@@ -122,8 +127,7 @@ T = TypeVar("T")
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
 
 KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
-SERVER = r"^(https?://[^/]+)?$"
-EMAIL = r"^([^@\s]+@[^@\s]+)?$"
+SERVER, EMAIL = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$"
 CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
 
 
@@ -183,13 +187,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     except msgspec.ValidationError as error:
         reason, _, field = str(error).partition(" - at `$.")
         raise Refused(f"{variable(field.rstrip('`'))}: {reason}.") from None
-    return check_groups(settings)
-
-
-def check_groups(settings: Settings) -> Settings:
-    """Settings that only make sense together."""
     bucket = ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key")
-    for group in (bucket, ("admin_email", "admin_password")):
+    for group in (bucket, ("admin_email", "admin_password")):  # they only make sense together
         missing = [variable(field) for field in group if not getattr(settings, field)]
         if 0 < len(missing) < len(group):
             others = ", ".join(map(variable, group))
@@ -202,15 +201,6 @@ def read_secret_file(name: str, path: str) -> str:
         return Path(path).read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{name}: {error}") from None
-
-
-def settings_table() -> str:
-    """The README's table of settings; a test compares the two."""
-    rows = ["| variable | default | what it is |", "|---|---|---|"]
-    for field in msgspec.structs.fields(Settings):
-        default, meta = f"`{field.default}`" if field.default != "" else "", get_args(field.type)[1]
-        rows.append(f"| `{variable(field.name)}` | {default} | {meta.description} |")
-    return "\n".join(rows)
 
 
 # ---------------------------------------------------------------------------
@@ -258,6 +248,7 @@ class LinkExpired(Problem, n=403, code="E4022"):          """That link is not va
 class InvalidOption(Problem, n=400, code="E4023"):        """The model does not offer that."""
 class Cancelled(Problem, n=409, code="E4024"):            """The video was cancelled."""
 class AlreadyFinished(Problem, n=409, code="E4025"):      """The video is finished."""
+class Moderated(Problem, n=422, code="E4026"):            """The provider refuses to make that."""
 class ProviderFailed(Problem, n=502, code="E5001"):       """The provider could not make the video."""
 class StorageFailed(Problem, n=500, code="E5002"):        """The video could not be stored."""
 class CallbackFailed(Problem, n=500, code="E5003"):       """The callback could not be processed."""
@@ -265,13 +256,6 @@ class Bug(Problem, n=500, code="E5004"):                  """Something went wron
 class DiskFull(Problem, n=507, code="E5005"):             """The disk is full; nothing was changed."""
 class Busy(Problem, n=503, code="E5006"):                 """Too much to do at the moment; try again."""
 # fmt: on
-
-
-def error_table() -> str:
-    """The README's table of error codes; a test compares the two."""
-    kinds = sorted(Problem.__subclasses__(), key=lambda kind: kind.code)
-    rows = ["| code | status | meaning |", "|---|---|---|"]
-    return "\n".join(rows + [f"| {kind.code} | {kind.status} | {kind.__doc__} |" for kind in kinds])
 
 
 # ---------------------------------------------------------------------------
@@ -290,22 +274,21 @@ def error_table() -> str:
 
 Db = sqlite3.Connection
 Act = Callable[[Db], Any]
+Outcome = tuple[Any, BaseException | None]
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
+VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
 
 PRAGMAS = """
-    PRAGMA busy_timeout = 5000;
-    PRAGMA foreign_keys = ON;
-    PRAGMA temp_store = MEMORY;
-    PRAGMA cache_size = -32768;
+    PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
+    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;
 """
 WRITER_PRAGMAS = """
-    PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = FULL;
-    PRAGMA journal_size_limit = 67108864;
-    PRAGMA wal_autocheckpoint = 4000;
+    PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+    PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;
 """
 
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
@@ -323,8 +306,7 @@ class Thread(aiosqlite.Connection):
     """A connection that runs whole functions, not only statements, on its thread."""
 
     async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        result: T = await self._execute(fn, self._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        return result
+        return cast(T, await self._execute(fn, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
 
 
 class Database:
@@ -373,19 +355,16 @@ class Database:
     async def _commit_waiting(self) -> None:
         try:
             while self._waiting:
-                await self._gather()
+                # Wait for those just coming: work on their requests would only get in our commit's way.
+                before = 0
+                while before < len(self._waiting) < BATCH_MAX:
+                    before = len(self._waiting)
+                    for _ in range(2):  # one turn of the loop reads a request, the next handles it
+                        await asyncio.sleep(0)
                 batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
                 await self._commit_batch(batch)
         finally:
             self._committing = None
-
-    async def _gather(self) -> None:
-        """Wait for those who are just coming: work on their requests would only get in our commit's way."""
-        before = 0
-        while before < len(self._waiting) < BATCH_MAX:
-            before = len(self._waiting)
-            for _ in range(2):  # one turn of the loop reads a request, the next handles it
-                await asyncio.sleep(0)
 
     async def _commit_batch(self, batch: list[tuple[Act, asyncio.Future[Any]]]) -> None:
         try:
@@ -393,19 +372,14 @@ class Database:
         except BaseException as failure:
             outcomes, news = [(None, failure)] * len(batch), []
         for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
-            if answer.cancelled():
-                continue
-            if problem is None:
-                answer.set_result(result)
-            else:
+            if problem is not None and not answer.cancelled():
                 answer.set_exception(problem)
+            elif not answer.cancelled():
+                answer.set_result(result)
         try:
             self.on_news(news)
         except Exception:  # whoever waits for the next commit must not wait for ever
             log.exception("news")
-
-
-Outcome = tuple[Any, BaseException | None]
 
 
 class HalfDone(Exception):
@@ -415,26 +389,23 @@ class HalfDone(Exception):
 def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
     """Run the acts in one transaction.  When one of them, or SQLite, fails half-way: each in its own."""
     try:
-        return commit_together(db, acts)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+            outcomes = [attempt(db, act) for act in acts]
+            news = many(db, News, "SELECT user_id, id FROM events WHERE id > :id ORDER BY id", id=before)
+            db.execute("COMMIT")
+            return outcomes, news
+        finally:
+            if db.in_transaction:  # it failed
+                db.execute("ROLLBACK")
     except (sqlite3.Error, HalfDone) as failure:
         if len(acts) == 1:
-            return [(None, as_problem(failure.__cause__ or failure))], []
+            cause = failure.__cause__ or failure
+            full = getattr(cause, "sqlite_errorname", "").startswith("SQLITE_FULL")
+            return [(None, DiskFull() if full else cause)], []
         alone = [commit(db, [act]) for act in acts]
         return [outcomes[0] for outcomes, _ in alone], [item for _, news in alone for item in news]
-
-
-def commit_together(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
-        outcomes = [attempt(db, act) for act in acts]
-        news = many(db, News, "SELECT user_id, id FROM events WHERE id > :before ORDER BY id", before=before)
-        db.execute("COMMIT")
-        return outcomes, news
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 def attempt(db: Db, act: Act) -> Outcome:
@@ -446,10 +417,6 @@ def attempt(db: Db, act: Act) -> Outcome:
         if db.total_changes != written or isinstance(failure, sqlite3.Error):
             raise HalfDone from failure
         return None, failure
-
-
-def as_problem(failure: BaseException) -> BaseException:
-    return DiskFull() if getattr(failure, "sqlite_errorname", "").startswith("SQLITE_FULL") else failure
 
 
 def connect(path: Path | str, *, read_only: bool = False) -> Db:
@@ -506,12 +473,11 @@ def moment(at: int) -> datetime:
 
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names."""
-    found = db.execute(sql, params)
-    names, how = [column[0] for column in found.description], casts(as_)  # type: ignore[arg-type]
-    makers = [how[name] for name in names]
+    found, how = db.execute(sql, params), casts(as_)  # type: ignore[arg-type]
+    makers = [(name, how[name]) for name, *_ in found.description]
     return [as_(**{
         name: make(value) if make and value is not None else value
-        for name, make, value in zip(names, makers, row, strict=True)
+        for (name, make), value in zip(makers, row, strict=True)
     }) for row in found.fetchall()]  # fmt: skip
 
 
@@ -531,9 +497,10 @@ def run(db: Db, sql: str, **params: Any) -> int:
     return db.execute(sql, params).rowcount
 
 
-def insert(db: Db, sql: str, **params: Any) -> int | None:
-    """Insert a row and return its number; None where a conflict kept it out."""
-    inserted = db.execute(sql, params)
+def insert(db: Db, table: str, conflict: str = "", /, **row: Any) -> int | None:
+    """Insert a row and return its number, if the table has such; None where a conflict kept it out."""
+    values = f"({', '.join(row)}) VALUES (:{', :'.join(row)})"
+    inserted = db.execute(f"INSERT INTO {table} {values} {conflict}", row)
     return inserted.lastrowid if inserted.rowcount else None
 
 
@@ -568,10 +535,6 @@ def write_cursor(position: Any) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
 
 
-Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
-VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
-
-
 def read_cursor(cursor: str, as_: type[T]) -> T:
     """Where the last page ended.  Raises Invalid."""
     try:
@@ -581,17 +544,287 @@ def read_cursor(cursor: str, as_: type[T]) -> T:
 
 
 # ---------------------------------------------------------------------------
-# 4  Catalogue
+# 4  Templates
 # ---------------------------------------------------------------------------
-# catalog.toml says what is on sale.  There is one price, and one function that knows it.
+# How an outside API is spoken, as data: what is sent where, and where in an answer stands what.  A path is
+# keys, numbers and *, with dots between; |json opens JSON that comes as text.  In an address {name} is
+# percent-encoded and {+name} is not (RFC 6570).  In a body {"$" = "seconds", as = "str"} stands for a value,
+# and what has none is left out.
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-Some = msgspec.Meta(min_length=1)
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
+Variable = Annotated[str, msgspec.Meta(pattern=r"^([A-Z][A-Z0-9_]*)?$")]  # whose value is secret
+Paths = tuple[str, ...]
+Values = Mapping[str, Any]
+
+
+class Call(Strict, frozen=True):
+    """One request: where it goes and what it carries."""
+
+    path: str
+    method: Literal["GET", "POST", "PUT", "DELETE"] = "GET"
+    image_path: str = ""  # instead, when there is an image
+    query: dict[str, Any] = {}
+    body: dict[str, Any] = {}
+    form: bool = False  # as multipart/form-data, not as JSON
+
+
+class Check(Strict, frozen=True):
+    """Something in an answer that has to be so; without `equals`, that has to be there."""
+
+    path: str
+    equals: tuple[Any, ...] = ()
+
+
+class Template(Strict, frozen=True, kw_only=True):
+    """A provider as data.  Lists of paths: the first that finds something counts."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
+    base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#@\s]+[^?#\s]*$")]
+    key: Variable = ""  # its key's
+    headers: dict[str, str] = {}  # of every call; {key} is the key
+    submit: Call
+    status: Call | None = None  # without it the answer to submit has the result
+    outcome: Call | None = None  # asked when the status says succeeded: the result is there, or the failure
+    content: Call | None = None  # the result itself, where it has no address in the answer
+    cancel: Call | None = None
+    ok: Check | None = None  # an answer with HTTP 2xx that is not so is a refusal
+    fail_if: tuple[Check, ...] = ()  # one of them found: failed, whatever the state says
+    id: Paths = ("id",)
+    keep: dict[str, str] = {}  # name: path in submit's answer of what later calls need
+    state: Paths = ("status",)
+    states: dict[str, JobState] = {}  # exact words; others are looked up in STATES
+    progress: Paths = ()
+    progress_scale: float = 1
+    results: Paths = ()
+    error_code: Paths = ("error.code",)
+    error_message: Paths = ("error.message",)
+    auth_result: bool = False  # the headers are needed for the result too, on the same host
+    result_hours: int = 24  # it lives that long
+    callback: Literal["none", "standard", "fal", "kie"] = "none"  # how its callbacks are signed
+    callback_key: Variable = ""  # their secret's
+    keys_url: str = ""  # of fal's keys
+    callback_id: Paths = ()  # the id in a callback's body, for an order whose answer was lost
+    poll_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
+    call_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0  # for a whole call
+    private_hosts: tuple[str, ...] = ()  # further hosts of results that may be in a private network
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """How a job stands at its provider."""
+
+    state: JobState
+    progress: int = 0  # percent
+    url: str | None = None  # of the result, when succeeded
+    until_at: int | None = None  # the result lives until then
+    error: str | None = None
+    moderated: bool = False  # it failed because of what was asked for, not because of how it was made
+
+
+# What providers say, in our words (lower case, with underscores).
+STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
+    "queued": "queued queuing in_queue pending waiting starting submitted created not_start not_started "
+              "throttled scheduled",
+    "running": "running processing in_progress generating dreaming active started",
+    "succeeded": "succeeded success successful completed complete done finished ok true",
+    "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
+    "canceled": "canceled cancelled aborted interrupted deleted",
+}.items() for word in words.split()}  # fmt: skip
+MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
+
+
+def expand(text: str, values: Values) -> str:
+    """An address or header with its values in place.  Raises KeyError for a name that has none."""
+    def put(found: re.Match[str]) -> str:
+        value = str(values[found[2]])
+        return value if found[1] else quote(value, safe="")
+
+    return re.sub(r"\{(\+?)(\w+)\}", put, text)
+
+
+def fill(tree: Any, values: Values) -> Any:
+    """A body with its values in place.  What comes to nothing is left out."""
+    match tree:
+        case {"$": name, **how}:
+            return shape(values.get(name), how)
+        case dict():
+            filled = {key: fill(part, values) for key, part in tree.items()}
+            return {key: part for key, part in filled.items() if part is not None}
+        case list():
+            return [part for item in tree if (part := fill(item, values)) is not None]
+        case _:
+            return tree
+
+
+def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Two bodies as one; where both have a table, the tables too."""
+    return {**body, **{
+        key: merged(body[key], part) if isinstance(part, dict) and isinstance(body.get(key), dict) else part
+        for key, part in extra.items()
+    }}  # fmt: skip
+
+
+def shape(value: Any, how: dict[Any, Any]) -> Any:
+    """A value as a provider wants it.  Raises LookupError where its map has no word for it."""
+    if value is None or value in ("", []):
+        return how.get("default")
+    value = how.get("constant", value)
+    if "map" in how:
+        value = how["map"][str(value)]
+    if "as" in how:
+        value = AS[how["as"]](value)
+    return f"{value}{how['suffix']}" if "suffix" in how else value
+
+
+AS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
+
+
+def hits(value: Any, steps: list[str]) -> Iterator[Any]:
+    """Everything that a path finds."""
+    step, rest = (steps[0], steps[1:]) if steps else ("", [])
+    match value:
+        case _ if not steps:
+            if value is not None and value not in ("", [], {}):
+                yield value
+        case str() if step == "|json":
+            yield from hits(loads(value), rest)
+        case dict() if step != "*":
+            yield from hits(value.get(step), rest)
+        case list() if step.isdecimal() and int(step) < len(value):
+            yield from hits(value[int(step)], rest)
+        case dict() | list() if step == "*":
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from hits(part, rest)
+
+
+def find_all(body: Any, paths: Iterable[str]) -> Iterator[Any]:
+    """What stands at some paths, first those of the first."""
+    return (hit for path in paths for hit in hits(body, path.replace("|json", ".|json").split(".")))
+
+
+def find(body: Any, paths: Iterable[str]) -> Any:
+    return next(find_all(body, paths), None)
+
+
+def loads(text: bytes | str) -> Any:
+    """The JSON in it, or None."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def holds(check: Check, body: Any) -> bool:
+    found = find(body, [check.path])
+    return found in check.equals if check.equals else found is not None
+
+
+def error_in(template: Template, body: Any) -> str:
+    """The provider's own words for what went wrong, short and on one line."""
+    said = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
+            for paths in (template.error_code, template.error_message)]  # fmt: skip
+    words = ": ".join(itertools.chain(*said))
+    return " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
+
+
+def read_status(template: Template, body: Any) -> Snapshot | None:
+    """How a job stands, from an answer; None where the answer does not say."""
+    said = find(body, template.state)
+    if said is None:
+        return None
+    word = re.sub(r"[-\s]", "_", str(said)).lower()
+    state = template.states.get(str(said)) or STATES.get(word, "running")
+    if any(holds(check, body) for check in template.fail_if):
+        state = "failed"
+    if state in ("failed", "canceled"):
+        error = error_in(template, body) or f"The provider says {said}."
+        return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
+    part = find(body, template.progress)
+    percent = round(part * template.progress_scale) if isinstance(part, int | float) else 0
+    return Snapshot(state, min(max(percent, 0), 100))
+
+
+def read_result(template: Template, body: Any, *, now: int) -> Snapshot:
+    """The end of a job that is said to have succeeded: without a result it has failed all the same."""
+    urls = find(body, template.results)
+    url = next((item for item in (urls if isinstance(urls, list) else [urls]) if isinstance(item, str)), None)
+    if url is None or not url.startswith(("https://", "http://", "data:")):
+        error = error_in(template, body) or "The provider finished without a result."
+        return Snapshot("failed", error=error, moderated=bool(MODERATION.search(as_json(body))))
+    return Snapshot("succeeded", 100, url, now + template.result_hours * HOUR)
+
+
+SIGNED_FOR = 300  # seconds before and after its time that a signature is good
+
+
+def is_fresh(timestamp: str, now: int) -> bool:
+    return timestamp.isdecimal() and len(timestamp) < 12 and abs(now // SECOND - int(timestamp)) <= SIGNED_FOR
+
+
+def signed_standard(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
+    """Whether a callback is signed as https://www.standardwebhooks.com says; any of its v1 counts."""
+    id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
+    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
+    right = hmac.new(key, f"{id}.{timestamp}.".encode() + body, "sha256").digest()
+    expected = b"v1," + base64.b64encode(right)
+    given = headers.get("webhook-signature", "").encode().split()
+    return is_fresh(timestamp, now) and any(hmac.compare_digest(one, expected) for one in given)
+
+
+def signed_kie(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
+    """Whether Kie signed a callback's id and time.  It does not sign the body."""
+    timestamp, id = headers.get("x-webhook-timestamp", ""), find(loads(body), ["data.taskId", "data.task_id"])
+    right = base64.b64encode(hmac.digest(secret.encode(), f"{id}.{timestamp}".encode(), "sha256"))
+    given = headers.get("x-webhook-signature", "").encode()
+    return is_fresh(timestamp, now) and hmac.compare_digest(given, right)
+
+
+def signed_fal(headers: Mapping[str, str], body: bytes, keys: Any, now: int) -> bool:
+    """Whether one of fal's keys (a JWKS) signed a callback: Ed25519 over four lines."""
+    parts = [headers.get(f"x-fal-webhook-{name}", "") for name in ("request-id", "user-id", "timestamp")]
+    message = "\n".join([*parts, hashlib.sha256(body).hexdigest()]).encode()
+    for x in find_all(keys, ["keys.*.x"]):
+        with contextlib.suppress(ValueError, TypeError):
+            public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+            signature = bytes.fromhex(headers.get("x-fal-webhook-signature", ""))
+            eddsa.new(public, "rfc8032").verify(message, signature)
+            return is_fresh(parts[2], now)
+    return False
+
+
+def template_faults(template: Template) -> Iterator[str]:
+    """What types cannot say about a template."""
+    known = {"id", "key", *VALUES, *template.keep}
+    calls = (template.submit, template.status, template.outcome, template.content, template.cancel)
+    for call in filter(None, calls):
+        for name in re.findall(r"\{\+?(\w+)\}", call.path + call.image_path):
+            if name not in known:
+                yield f"{call.path} names {name}, which nothing gives"
+    if not (template.status or template.results):
+        yield "without status, results must say where the result is"
+    if not (template.results or template.content):
+        yield "neither results nor content says where the result is"
+
+
+# What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
+VALUES = (
+    "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size", "seed",
+    "uuid", "image", "images", "image_file", "image_base64", "image_type", "callback_url",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------
+# 5  Catalogue
+# ---------------------------------------------------------------------------
+# catalog.toml says what is on sale.  There is one price, and one function that knows it.
+
+
+Some = msgspec.Meta(min_length=1)
 Credits = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")]
@@ -602,6 +835,14 @@ Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
 class Price(Strict, frozen=True):
     base: Decimal
     per_second: Decimal
+
+
+class Upstream(Strict, frozen=True):
+    """A model as a provider knows it."""
+
+    model: str
+    image_model: str = ""  # instead, when there is an image
+    body: dict[str, Any] = {}  # what it wants beside what the template puts into submit's body
 
 
 class Model(Strict, frozen=True):
@@ -615,24 +856,23 @@ class Model(Strict, frozen=True):
     qualities: Annotated[dict[Quality, Decimal], Some]
     price: Price
     enabled: bool = True
+    upstream: dict[str, Upstream] = {}  # by provider
 
 
-class Pack(Strict, frozen=True):
+class Product(Strict, frozen=True, kw_only=True):
     id: Name
     name: Name
     cents: Annotated[int, msgspec.Meta(ge=1)]
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
     credits: Credits
+
+
+class Pack(Product, frozen=True):
     open_to: Literal["all", "subscribers"]
 
 
-class Plan(Strict, frozen=True):
-    id: Name
-    name: Name
-    cents: Annotated[int, msgspec.Meta(ge=1)]
-    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+class Plan(Product, frozen=True):
     interval: Literal["month", "year"]
-    credits: Credits
 
 
 class CreditRules(Strict, frozen=True):
@@ -645,6 +885,7 @@ class CreditRules(Strict, frozen=True):
 class Catalogue(Strict, frozen=True):
     credits: CreditRules
     models: Annotated[list[Model], Some]
+    providers: list[Template] = []
     packs: list[Pack] = []
     plans: list[Plan] = []
     version: str = ""  # digest of the file; kept on each hold
@@ -661,7 +902,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
         text = path.read_text()
-        catalogue = msgspec.convert(tomllib.loads(text, parse_float=Decimal), Catalogue)
+        catalogue = msgspec.convert(with_templates(tomllib.loads(text, parse_float=Decimal)), Catalogue)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
@@ -672,8 +913,26 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     return msgspec.structs.replace(catalogue, version=digest(text)[:12])
 
 
+def with_templates(file: dict[str, Any]) -> dict[str, Any]:
+    """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
+    known = tomllib.loads((FILES / "catalog.toml").read_text())["templates"] | file.pop("templates", {})
+    for provider in file.get("providers", []):
+        like = provider.pop("like", None) if isinstance(provider, dict) else None
+        if like is not None:
+            if like not in known:
+                raise ValueError(f"providers: there is no template {like!r}, only {', '.join(known)}.")
+            provider.update(known[like] | provider)
+    return file
+
+
 def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
     """What types cannot say: (key, reason)."""
+    for n, template in enumerate(catalogue.providers):
+        if template.name in providers:
+            yield f"providers[{n}].name", f"{template.name!r} is there twice"
+        providers = providers | {template.name}
+        for fault in template_faults(template):
+            yield f"providers[{n}]", fault
     if catalogue.version:
         yield "version", "it is computed, not set"
     for kind in ("models", "packs", "plans"):
@@ -691,6 +950,14 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
         for duration, quality in itertools.product(model.durations, model.qualities):
             if not 1 <= price(model, duration=duration, quality=quality) <= 1_000_000:
                 yield f"models[{n}].price", f"{duration} s in {quality} must cost 1 to 1000000 credits"
+
+
+def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
+    """What can be offered with the providers that are ready."""
+    return msgspec.structs.replace(catalogue, models=[
+        msgspec.structs.replace(model, providers=able, enabled=model.enabled and bool(able))
+        for model in catalogue.models for able in [[name for name in model.providers if name in ready]]
+    ])  # fmt: skip
 
 
 def price(model: Model, *, duration: int, quality: str) -> int:
@@ -789,7 +1056,7 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
 
 
 # ---------------------------------------------------------------------------
-# 5  Ledger
+# 6  Ledger
 # ---------------------------------------------------------------------------
 # Each function is one sentence of bookkeeping, runs inside a caller's transaction, and can be repeated: the
 # second time changes nothing.  schema.sql holds the laws; here is only who may move what, and in which order.
@@ -803,6 +1070,9 @@ Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refu
 Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
 TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 HoldState = Literal["frozen", "settled", "released"]
+
+EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
+JOURNAL = "SELECT * FROM credit_transactions "
 
 
 class Output(msgspec.Struct, frozen=True, rename="camel"):
@@ -820,15 +1090,11 @@ class Draw(Output, frozen=True):
 def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
           expires_at: int | None, now: int) -> bool:  # fmt: skip
     """Give credits, once per source.  False: they were given before."""
-    package_id = insert(db, """
-        INSERT INTO credit_packages (user_id, trans_type, source_ref, initial, created_at, expires_at,
-                                     spendable_until_at)
-        VALUES (:user_id, :trans_type, :source_ref, :credits, :now, :expires_at, :expires_at)
-        ON CONFLICT (trans_type, source_ref) DO NOTHING
-    """, user_id=user_id, trans_type=trans_type, source_ref=source_ref, credits=credits,
-        expires_at=expires_at, now=now)  # fmt: skip
+    package_id = insert(db, "credit_packages", "ON CONFLICT (trans_type, source_ref) DO NOTHING",
+                        user_id=user_id, trans_type=trans_type, source_ref=source_ref, initial=credits,
+                        created_at=now, expires_at=expires_at, spendable_until_at=expires_at)  # fmt: skip
     if package_id:
-        record(db, "grant", trans_type, user_id, package_id, credits, note=note, now=now)
+        record(db, "grant", trans_type, user_id, package_id, credits, now, note=note)
     return bool(package_id)
 
 
@@ -858,19 +1124,6 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
            catalog_version: str, now: int) -> None:  # fmt: skip
     """Set credits aside for one attempt at a video, from the packages that end first."""
     draws = draw(spendable(db, user_id=user_id, now=now), credits)
-    if api_key_id:
-        check_key_limit(db, api_key_id=api_key_id, credits=credits)
-    hold_id = insert(db, """
-        INSERT INTO credit_holds (video_id, attempt, api_key_id, credits, catalog_version, created_at)
-        VALUES (:video_id, :attempt, :api_key_id, :credits, :catalog_version, :now)
-    """, video_id=video_id, attempt=attempt, api_key_id=api_key_id, credits=credits,
-        catalog_version=catalog_version, now=now)  # fmt: skip
-    for part in draws:
-        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, hold_id=hold_id,
-               now=now)  # fmt: skip
-
-
-def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
     left = value(db, """
         SELECT credit_limit - (
             SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released')
@@ -879,17 +1132,10 @@ def check_key_limit(db: Db, *, api_key_id: str, credits: int) -> None:
     if left is not None and credits > left:
         sentence = f"That takes {credits} credits; the key may still spend {left}."
         raise KeyLimitReached(sentence, required=credits, available=left)
-
-
-class HeldPart(msgspec.Struct, frozen=True):
-    hold_id: int
-    frozen_at: int
-    user_id: str
-    package_id: int
-    credits: int
-    remaining: int
-    expires_at: int | None
-    spendable_until_at: int | None
+    hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
+                     credits=credits, catalog_version=catalog_version, created_at=now)  # fmt: skip
+    for part in draws:
+        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, now, hold_id=hold_id)
 
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
@@ -903,72 +1149,56 @@ def release(db: Db, *, video_id: str, now: int) -> bool:
 
 
 def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, video_id: str, now: int) -> bool:
-    parts = many(db, HeldPart, """
-        SELECT h.id AS hold_id, h.created_at AS frozen_at, t.user_id, t.package_id, t.credits,
-               p.remaining, p.expires_at, p.spendable_until_at
-        FROM credit_holds h
-        JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
+    """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
+    during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
+    parts = db.execute("""
+        SELECT h.id, t.user_id, t.package_id, t.credits, p.remaining, p.expires_at <= :now AS late,
+               p.spendable_until_at <= :now AS over, h.created_at < p.expires_at AS in_time
+        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
         JOIN credit_packages p ON p.id = t.package_id
         WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
-    """, video_id=video_id)
-    for part in parts:  # first, so that the rows of one release stand together in the journal
-        if state == "released" and part.expires_at is not None and part.expires_at <= now:
-            give_grace(db, part, now=now)
-    for part in parts:
-        record(db, kind, trans_type, part.user_id, part.package_id, part.credits, hold_id=part.hold_id,
-               now=now)  # fmt: skip
-    return bool(run(db, """
-        UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id AND state = 'frozen'
-    """, state=state, now=now, id=video_id))
-
-
-def give_grace(db: Db, part: HeldPart, *, now: int) -> None:
-    """Keep credits that come back too late spendable for a day; not what lay there unspent.  Those frozen
-    during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
-    over = part.spendable_until_at is not None and part.spendable_until_at <= now
-    if over and part.remaining:
-        record(db, "expire", "EXPIRED", part.user_id, part.package_id, part.remaining, now=now)
-    if over or (part.expires_at is not None and part.frozen_at < part.expires_at):
-        run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
-            until=now + GRACE, id=part.package_id)  # fmt: skip
+    """, {"video_id": video_id, "now": now}).fetchall()  # fmt: skip
+    for _, user_id, package_id, _, remaining, late, over, in_time in parts:
+        if state == "released" and late:  # first, so that a release's rows stand together in the journal
+            if over and remaining:
+                record(db, "expire", "EXPIRED", user_id, package_id, remaining, now)
+            if over or in_time:
+                run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
+                    until=now + GRACE, id=package_id)  # fmt: skip
+    for hold_id, user_id, package_id, credits, *_ in parts:
+        record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
+    return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
+                        " AND state = 'frozen'", state=state, now=now, id=video_id))  # fmt: skip
 
 
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
     """Take what remains in packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
-        SELECT user_id, id, remaining FROM credit_packages
-        WHERE remaining > 0 AND frozen = 0 AND spendable_until_at <= :now
-        ORDER BY spendable_until_at, id LIMIT :limit
+        SELECT user_id, id, remaining FROM credit_packages WHERE remaining > 0 AND frozen = 0
+        AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
     """, {"now": now, "limit": limit}).fetchall()  # fmt: skip
     for user_id, package_id, credits in due:
-        record(db, "expire", "EXPIRED", user_id, package_id, credits, now=now)
+        record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
     return len(due)
 
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
-        record(db, "deduct", "SYSTEM_ADJUST", user_id, part.package_id, part.credits, note=note, now=now)
+        record(db, "deduct", "SYSTEM_ADJUST", user_id, part.package_id, part.credits, now, note=note)
 
 
-def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, *,
-           now: int, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
+def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
+           *, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
-        SELECT id, hash,
-               (SELECT balance_after FROM credit_transactions WHERE user_id = ? ORDER BY id DESC LIMIT 1)
-        FROM credit_transactions ORDER BY id DESC LIMIT 1
+        SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ?
+                          ORDER BY id DESC LIMIT 1) FROM credit_transactions ORDER BY id DESC LIMIT 1
     """, [user_id]).fetchone() or (0, NO_HASH, 0)  # fmt: skip
-    remains = (remained or 0) + EFFECT[kind] * credits
+    remains = (remained or 0) + EFFECT.get(kind, -1) * credits
     row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
-    db.execute("INSERT INTO credit_transactions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-               (*row, chain(hash, row)))  # fmt: skip
-
-
-# What a row does to the credits that remain.
-EFFECT: dict[Kind, int] = {
-    "grant": 1, "release": 1, "freeze": -1, "expire": -1, "deduct": -1, "refund": -1, "settle": 0,
-}  # fmt: skip
+    marks = "?, " * len(row) + "?"
+    db.execute(f"INSERT INTO credit_transactions VALUES ({marks})", (*row, chain(hash, row)))  # noqa: S608
 
 
 def chain(before: str, row: tuple[Any, ...]) -> str:
@@ -991,11 +1221,10 @@ class Balance(Output, frozen=True):
 def balance(db: Db, *, user_id: str, now: int) -> Balance:
     found = one(db, Balance, f"""
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
-               coalesce(sum(frozen), 0) AS frozen_credits,
+               coalesce(sum(frozen), 0) AS frozen_credits, u.debt, u.plan,
                coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
                coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now
-                                               AND spendable_until_at <= :soon), 0) AS expiring_soon,
-               u.debt, u.plan
+                                               AND spendable_until_at <= :soon), 0) AS expiring_soon
         FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
     """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)  # noqa: S608
     if found is None:
@@ -1058,9 +1287,8 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
                coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
         FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
         WHERE t.user_id = :user_id AND t.id < :before AND t.kind <> 'settle'
-          AND (t.hold_id IS NULL
-               OR t.id = (SELECT max(id) FROM credit_transactions
-                          WHERE hold_id = t.hold_id AND kind = t.kind))
+          AND (t.hold_id IS NULL OR t.id = (
+              SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
     """, user_id=user_id, cursor=cursor, limit=limit))
 
 
@@ -1072,12 +1300,6 @@ class Proof(Output, frozen=True):
     head_id: int
     head_hash: str
     faults: list[str]
-
-
-JOURNAL = """
-    SELECT id, user_id, package_id, hold_id, kind, trans_type, credits, balance_after, note, created_at, hash
-    FROM credit_transactions
-"""
 
 
 def proof(db: Db, *, user_id: str) -> Proof:
@@ -1093,7 +1315,7 @@ def audit(db: Db) -> Proof:
 
 def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
     remaining, count, last, before = Counter[str](), 0, 0, NO_HASH
-    for *row, hash in db.execute(f"{JOURNAL} {where} ORDER BY id", whose):
+    for *row, hash in db.execute(f"{JOURNAL}{where} ORDER BY id", whose):
         id, user_id, _, _, kind, _, credits, balance_after, *_ = row
         if id != last + 1:  # others' rows are between
             before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=id - 1)
@@ -1102,7 +1324,7 @@ def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
             break
         if hash != chain(before, tuple(row)):
             faults.append(f"transaction {id} was changed after it was written")
-        remaining[user_id] += EFFECT[kind] * credits
+        remaining[user_id] += EFFECT.get(kind, -1) * credits
         if balance_after != (was := remaining[user_id]):
             faults.append(f"transaction {id} says that {balance_after} credits remained, and it was {was}")
         count, last, before = count + 1, id, hash
@@ -1114,14 +1336,18 @@ def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
 
 
 # ---------------------------------------------------------------------------
-# 6  Accounts
+# 7  Accounts
 # ---------------------------------------------------------------------------
 # Who is who.  Secrets are made by the caller and kept here as digests only.
 
 SESSION_LIFE = 30 * DAY
 KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
 LONGEST_WAIT = 15 * MINUTE
+KEYS_MAX = 100  # unrevoked keys of a user
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
+API_KEY = "SELECT id, name, hint, credit_limit, created_at, expires_at, last_used_at FROM api_keys"
+Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -1144,18 +1370,12 @@ class User(Output, frozen=True):
     created_at: datetime
 
 
-USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
-
-
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
              session_digest: str | None = None) -> User:  # fmt: skip
     """Make an account with its welcome credits, signed in (with a session_digest).  Raises EmailTaken."""
     id = new_id("usr")
-    added = run(db, """
-        INSERT INTO users (id, email, password_hash, is_admin, created_at)
-        VALUES (:id, :email, :password_hash, :is_admin, :now) ON CONFLICT (email) DO NOTHING
-    """, id=id, email=email, password_hash=password_hash, is_admin=is_admin, now=now)
-    if not added:
+    if insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email,
+              password_hash=password_hash, is_admin=is_admin, created_at=now) is None:  # fmt: skip
         raise EmailTaken
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
@@ -1195,9 +1415,8 @@ def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str
 def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
             rules: CreditRules, now: int) -> User:  # fmt: skip
     """Make an account and sign it in; with an invitation, use that up."""
-    if invite_digest is not None and not value(db, """
-        SELECT 1 FROM invites WHERE digest = :digest AND user_id IS NULL AND expires_at > :now
-    """, digest=invite_digest, now=now):
+    good = "SELECT 1 FROM invites WHERE digest = :digest AND user_id IS NULL AND expires_at > :now"
+    if invite_digest is not None and not value(db, good, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
     user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
                     session_digest=session_digest)  # fmt: skip
@@ -1206,11 +1425,7 @@ def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None
 
 
 def add_invite(db: Db, *, digest: str, expires_at: int, now: int) -> None:
-    run(db, "INSERT INTO invites (digest, created_at, expires_at) VALUES (:digest, :now, :expires_at)",
-        digest=digest, expires_at=expires_at, now=now)  # fmt: skip
-
-
-Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
+    insert(db, "invites", digest=digest, created_at=now, expires_at=expires_at)
 
 
 def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None] | None:
@@ -1226,15 +1441,13 @@ def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[st
             raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
     for subject, free in attempt.items():
         over = failures[subject] + 1 - free
-        run(db, """
-            INSERT INTO sign_in_failures (subject, failures, blocked_until_at, failed_at)
-            VALUES (:subject, 1, :until, :now) ON CONFLICT (subject)
-            DO UPDATE SET failures = failures + 1, blocked_until_at = :until, failed_at = :now
-        """, subject=subject, now=now,
-            until=now if over < 0 else now + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT))  # fmt: skip
-    found: tuple[str, str | None] | None = db.execute(
-        "SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()  # fmt: skip
-    return found
+        until = now if over < 0 else now + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT)
+        insert(db, "sign_in_failures", """
+            ON CONFLICT (subject) DO UPDATE
+            SET failures = failures + 1, blocked_until_at = :blocked_until_at, failed_at = :failed_at
+        """, subject=subject, failures=1, blocked_until_at=until, failed_at=now)
+    found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
+    return cast(tuple[str, str | None] | None, found)
 
 
 def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: str, now: int) -> User:
@@ -1250,15 +1463,12 @@ def forget_attempt(db: Db, *, attempt: Attempt) -> None:
     account, address = attempt
     run(db, "DELETE FROM sign_in_failures WHERE subject = :account", account=account)
     run(db, "DELETE FROM sign_in_failures WHERE subject = :address AND failures = 1", address=address)
-    run(db, """
-        UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :address
-    """, address=address)
+    run(db, "UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :id",
+        id=address)  # fmt: skip
 
 
 def start_session(db: Db, *, user_id: str, digest: str, now: int) -> None:
-    run(db, """
-        INSERT INTO sessions (digest, user_id, created_at, expires_at) VALUES (:digest, :user_id, :now, :end)
-    """, digest=digest, user_id=user_id, now=now, end=now + SESSION_LIFE)
+    insert(db, "sessions", digest=digest, user_id=user_id, created_at=now, expires_at=now + SESSION_LIFE)
 
 
 def end_session(db: Db, *, digest: str) -> None:
@@ -1293,10 +1503,8 @@ def find_key(db: Db, *, digest: str, now: int) -> Principal | None:
 
 def find_operator(db: Db) -> Principal:
     """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
-    found = one(db, Principal, """
-        SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1
-    """)
-    return found or Principal(user_id="", is_admin=True)
+    oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
+    return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
 
 
 def touch_key(db: Db, *, id: str, now: int) -> None:
@@ -1343,18 +1551,11 @@ def prepare_key(key: str, **wish: Any) -> NewKey:
     return NewKey(digest(key), key[-4:], **wish)
 
 
-API_KEY = "SELECT id, name, hint, credit_limit, created_at, expires_at, last_used_at FROM api_keys"
-KEYS_MAX = 100  # unrevoked keys of a user
-
-
 def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
     if len(list_keys(db, user_id=user_id).keys) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id = new_id("key")
-    run(db, """
-        INSERT INTO api_keys (id, user_id, digest, name, hint, credit_limit, created_at, expires_at)
-        VALUES (:id, :user_id, :digest, :name, :hint, :credit_limit, :now, :expires_at)
-    """, id=id, user_id=user_id, now=now, **msgspec.structs.asdict(key))
+    insert(db, "api_keys", id=id, user_id=user_id, created_at=now, **msgspec.structs.asdict(key))
     return many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0]
 
 
@@ -1363,16 +1564,14 @@ class KeyList(Output, frozen=True):
 
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
-    return KeyList(many(db, ApiKey, API_KEY + """
-        WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id
-    """, id=user_id))
+    sql = API_KEY + " WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
+    return KeyList(many(db, ApiKey, sql, id=user_id))
 
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     """End a key at once.  Raises NotFound."""
-    if not run(db, """
-        UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL
-    """, id=id, user_id=user_id, now=now):
+    sql = "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL"
+    if not run(db, sql, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
 
 
@@ -1386,14 +1585,13 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
     run(db, """
-        DELETE FROM events WHERE id < coalesce(
-            (SELECT id FROM events WHERE created_at > :week_ago ORDER BY id LIMIT 1),
-            (SELECT max(id) FROM events))
+        DELETE FROM events WHERE id < coalesce((SELECT id FROM events WHERE created_at > :week_ago
+                                                ORDER BY id LIMIT 1), (SELECT max(id) FROM events))
     """, week_ago=now - 7 * DAY)
 
 
 # ---------------------------------------------------------------------------
-# 7  Videos
+# 8  Videos
 # ---------------------------------------------------------------------------
 # The life of one video, each step a transaction that may be repeated:
 #
@@ -1440,8 +1638,7 @@ VIDEO = """
     SELECT id AS video_uuid, status, model, prompt, negative_prompt, duration, aspect_ratio, quality, seed,
            credits AS credits_used, progress, created_at, finished_at, width, height, duration_ms, size_bytes,
            iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
-           storage_key AS video_url, poster_key AS poster_url
-    FROM videos
+           storage_key AS video_url, poster_key AS poster_url FROM videos
 """
 
 
@@ -1449,7 +1646,6 @@ class Job(msgspec.Struct, frozen=True):
     """A video as the worker sees it."""
 
     id: str
-    user_id: str
     model: str
     provider: str
     prompt: str
@@ -1464,6 +1660,8 @@ class Job(msgspec.Struct, frozen=True):
     tries: int
     progress: int
     deadline_at: int
+    missed: int
+    missed_at: int | None
     submitted_at: int | None
     ref: str | None
     original_url: str | None
@@ -1482,23 +1680,18 @@ class Once(msgspec.Struct, frozen=True):
 
 def earlier_answer(db: Db, *, user_id: str, once: Once | None) -> bytes | None:
     """What the key was answered before.  Raises KeyReused when it came with another request."""
-    found = once and db.execute("""
-        SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?
-    """, [user_id, once.key]).fetchone()  # fmt: skip
-    if not (once and found):
-        return None
-    if found[0] != once.fingerprint:
+    sql = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?"
+    found = once and db.execute(sql, [user_id, once.key]).fetchone()
+    if once and found and found[0] != once.fingerprint:
         raise KeyReused
-    return str(found[1]).encode()
+    return str(found[1]).encode() if found else None
 
 
 def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Output, now: int) -> bytes:
     text = as_json(answer)
     if once:
-        run(db, """
-            INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)
-            VALUES (:user_id, :key, :fingerprint, :answer, :now)
-        """, user_id=user_id, key=once.key, fingerprint=once.fingerprint, answer=text, now=now)
+        db.execute("INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)"
+                   " VALUES (?, ?, ?, ?, ?)", [user_id, once.key, once.fingerprint, text, now])  # fmt: skip
     return text.encode()
 
 
@@ -1543,11 +1736,10 @@ def get_video(db: Db, *, user_id: str, id: str) -> Video:
 
 def find_own(db: Db, as_: type[T], sql: str, *, user_id: str, id: str) -> T:
     """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
-    found = one(db, as_, sql + " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL", id=id,
-                user_id=user_id)  # fmt: skip
-    if found is None:
-        raise VideoNotFound
-    return found
+    where = " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
+    if found := one(db, as_, sql + where, id=id, user_id=user_id):
+        return found
+    raise VideoNotFound
 
 
 class VideoList(Output, frozen=True):
@@ -1573,78 +1765,85 @@ def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
 
 def next_due(db: Db, *, after: int) -> int | None:
     """When the worker has something to do next, milliseconds."""
-    at: int | None = value(db, "SELECT min(due_at) FROM videos WHERE due_at > :after", after=after)
-    return at
+    return cast(int | None, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :after", after=after))
 
 
-def step_video(db: Db, job: Job, sets: str, *, now: int, **params: Any) -> bool:
+def step_video(db: Db, job: Job, sets: str, *, due_at: int | None, now: int, **params: Any) -> bool:
     """Change a video only if nobody has since the job was read.  False: somebody has; the step is void."""
     return bool(run(db, f"""
-        UPDATE videos SET changed_at = :now, {sets}
+        UPDATE videos SET changed_at = :now, due_at = :due_at, {sets}
         WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
-    """, id=job.id, was=job.status, attempt=job.attempt, now=now, **params))  # noqa: S608
+    """, id=job.id, was=job.status, attempt=job.attempt, due_at=due_at, now=now, **params))  # noqa: S608
 
 
 def intend_submit(db: Db, *, job: Job, now: int, repeatable: bool = False) -> bool:
-    """Write down that the provider is about to be called: after a crash the answer is unknown, not absent.
-    An order that may be repeated stays due, so that after a crash it is."""
+    """Before the provider is called: after a crash its answer is unknown, or, if repeatable, asked again."""
     due_at = now if repeatable else job.deadline_at
-    return step_video(db, job, "submitted_at = :now, due_at = :due_at", due_at=due_at, now=now)
+    return step_video(db, job, "submitted_at = :now", due_at=due_at, now=now)
 
 
-def unsubmit(db: Db, *, job: Job, due_at: int, now: int) -> None:
-    """The provider surely took nothing: forget the intent, and try again later."""
-    step_video(db, job, "submitted_at = NULL, tries = tries + 1, due_at = :due_at", due_at=due_at, now=now)
+def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
+            now: int) -> None:  # fmt: skip
+    """The provider surely took nothing.  The next that has not refused for good is asked, at once while there
+    is one further down the list, else from its top after a while; when all have refused, it has failed."""
+    run(db, """
+        UPDATE provider_jobs SET ended_at = :now, refused = :refused, error = :error
+        WHERE video_id = :id AND ended_at IS NULL
+    """, id=job.id, refused=not again, error=problem.message[:1000], now=now)
+    refused = {*db.execute("SELECT provider FROM provider_jobs WHERE video_id = ? AND refused", [job.id])}
+    able = [name for name in providers if (name,) not in refused]
+    after = [name for name in able if name in providers[providers.index(job.provider) + 1:]]
+    if not able:
+        fail(db, job=job, problem=problem, now=now)
+    else:
+        step_video(db, job, "submitted_at = NULL, tries = tries + 1, provider = :provider",
+                   provider=(after or able)[0], due_at=now if after else due_at, now=now)  # fmt: skip
 
 
 def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> None:
     """The provider took it.  The ref is kept in any case: what was cancelled here is cancelled there too."""
-    if step_video(db, job, "status = 'GENERATING', ref = :ref, tries = 0, due_at = :due_at",
-                  ref=ref, due_at=due_at, now=now):  # fmt: skip
-        return
-    run(db, """
-        UPDATE videos SET ref = :ref, due_at = :now
-        WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
-    """, ref=ref, now=now, id=job.id)
+    sets = "status = 'GENERATING', ref = :ref, tries = 0"
+    if not step_video(db, job, sets, ref=ref, due_at=due_at, now=now):
+        run(db, """
+            UPDATE videos SET ref = :ref, due_at = :now
+            WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
+        """, ref=ref, now=now, id=job.id)
 
 
 def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> None:
     """Still being made.  Asking again waits longer each time, until something moves."""
     tries = 0 if progress > job.progress else job.tries + 1
-    step_video(db, job, "progress = max(progress, :progress), tries = :tries, due_at = :due_at",
-               progress=progress, tries=tries, due_at=due_at, now=now)  # fmt: skip
+    sets = "progress = max(progress, :progress), tries = :tries, missed = 0, missed_at = NULL"
+    step_video(db, job, sets, progress=progress, tries=tries, due_at=due_at, now=now)
+
+
+def mark_missing(db: Db, *, job: Job, due_at: int, now: int) -> None:
+    """The provider knows no such job: right after a submit that says little, thrice over a minute the end."""
+    if job.missed >= 2 and job.missed_at is not None and now - job.missed_at >= MINUTE:
+        fail(db, job=job, problem=ProviderFailed("The provider does not know the video any more."), now=now)
+    else:
+        sets = "missed = missed + 1, missed_at = coalesce(missed_at, :now), tries = tries + 1"
+        step_video(db, job, sets, due_at=due_at, now=now)
 
 
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
-    """The provider is done; its result has to be fetched while it lives."""
+    """The provider is done, or its result has moved; the result has to be fetched while it lives."""
     step_video(db, job, """
-        status = 'UPLOADING', progress = 100, tries = 0, due_at = :now,
+        status = 'UPLOADING', progress = 100, tries = iif(status = 'UPLOADING', tries + 1, 0),
         original_url = :url, original_until_at = :until_at
-    """, url=original_url, until_at=until_at, now=now)
+    """, url=original_url, until_at=until_at, due_at=now, now=now)
 
 
-class Stored(msgspec.Struct, frozen=True):
-    """A result that is in storage."""
-
-    storage_key: str
-    poster_key: str
-    width: int
-    height: int
-    duration_ms: int
-    size_bytes: int
-
-
-def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
-    """The video is stored: say so and spend its credits, or neither; the second time changes nothing.
-    False: it was cancelled meanwhile, and nobody wants what is stored."""
-    if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :key AND deleted_at IS NULL",
-             id=job.id, key=stored.storage_key):  # fmt: skip
+def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
+    """The video is stored, under its stored_keys: say so and spend its credits, or neither; the second time
+    changes nothing.  False: it was cancelled meanwhile, and nobody wants what is stored."""
+    if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :storage_key AND deleted_at IS NULL",
+             id=job.id, **stored):  # fmt: skip
         return True
     if not step_video(db, job, """
-        status = 'COMPLETED', due_at = NULL, finished_at = :now,
-        storage_key = :storage_key, poster_key = :poster_key, width = :width, height = :height,
-        duration_ms = :duration_ms, size_bytes = :size_bytes
-    """, now=now, **msgspec.structs.asdict(stored)):  # fmt: skip
+        status = 'COMPLETED', finished_at = :now, storage_key = :storage_key, poster_key = :poster_key,
+        width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
+    """, due_at=None, now=now, **stored):  # fmt: skip
         return False
     settled = settle(db, video_id=job.id, now=now)
     assert settled, "a video is never delivered free"
@@ -1652,24 +1851,20 @@ def complete(db: Db, *, job: Job, stored: Stored, now: int) -> bool:
 
 
 def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False) -> None:
-    """The video will not be made: say why and give its credits back.  With abandon the provider may still be
-    at it, and the worker is asked to stop it there."""
-    if step_video(db, job, """
-        status = 'FAILED', finished_at = :now, due_at = :due_at, error_code = :code, error_message = :message
-    """, now=now, due_at=now if abandon and job.ref else None, code=problem.code,
-        message=problem.message[:1000]):  # fmt: skip
+    """It will not be made: say why, give its credits back, and, to abandon it, have its provider stopped."""
+    sets = "status = 'FAILED', finished_at = :now, error_code = :code, error_message = :message"
+    if step_video(db, job, sets, code=problem.code, message=problem.message[:1000],
+                  due_at=now if abandon and job.ref else None, now=now):  # fmt: skip
         release(db, video_id=job.id, now=now)
 
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video; its credits go back.  The worker tells the provider.  Raises AlreadyFinished."""
-    job = find_own(db, Job, JOB, user_id=user_id, id=id)
-    video = get_video(db, user_id=user_id, id=id)
-    if job.status == "FAILED" and video.error and video.error.code == Cancelled.code:
-        return video
-    if job.status in ("COMPLETED", "FAILED"):
+    job, video = find_own(db, Job, JOB, user_id=user_id, id=id), get_video(db, user_id=user_id, id=id)
+    if job.status not in ("COMPLETED", "FAILED"):
+        fail(db, job=job, problem=Cancelled(), now=now, abandon=True)
+    elif video.error is None or video.error.code != Cancelled.code:
         raise AlreadyFinished(f"The video is {job.status} already.", status=job.status)
-    fail(db, job=job, problem=Cancelled(), now=now, abandon=True)
     return get_video(db, user_id=user_id, id=id)
 
 
@@ -1689,27 +1884,31 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
     if earlier := earlier_answer(db, user_id=user_id, once=once):
         return earlier
     job = find_own(db, Job, JOB, user_id=user_id, id=id)
-    credits, until_at = db.execute(
-        "SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()  # fmt: skip
+    credits, until = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
     if job.status != "FAILED" or job.original_url is None:
         raise RetryNotAvailable
-    if until_at is not None and until_at <= now:
+    if until is not None and until <= now:
         raise OriginalExpired
     check_running(db, user_id=user_id, max_running=max_running)
     freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id, credits=credits,
            catalog_version=catalog_version, now=now)  # fmt: skip
     step_video(db, job, """
-        status = 'UPLOADING', attempt = attempt + 1, tries = 0, due_at = :now, finished_at = NULL,
-        error_code = NULL, error_message = NULL
-    """, now=now)
+        status = 'UPLOADING', attempt = attempt + 1, tries = 0, finished_at = NULL, error_code = NULL,
+        error_message = NULL
+    """, due_at=now, now=now)
     return keep_answer(db, user_id=user_id, once=once, answer=get_video(db, user_id=user_id, id=id), now=now)
 
 
-def wake_job(db: Db, *, id: str, now: int) -> None:
-    """Somebody says that a video has news: look at it now.  All a callback ever writes."""
-    run(db, """
-        UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now
-    """, id=id, now=now)
+def hear_callback(db: Db, *, id: str, attempt: int = 0, ref: str | None = None, now: int) -> None:
+    """Somebody says that a video has news: look at it now.  A ref is of an order whose answer was lost."""
+    adopted = ref and run(db, """
+        UPDATE videos SET status = 'GENERATING', ref = :ref, due_at = :now, changed_at = :now
+        WHERE id = :id AND attempt = :attempt AND status = 'PENDING' AND ref IS NULL
+          AND submitted_at <= :long_ago AND deleted_at IS NULL
+    """, ref=ref, id=id, attempt=attempt, now=now, long_ago=now - MINUTE)
+    if not adopted:
+        run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now",
+            id=id, now=now)  # fmt: skip
 
 
 def finish_aftercare(db: Db, *, job: Job, now: int) -> None:
@@ -1734,10 +1933,8 @@ class Upload(Output, frozen=True):
 
 
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
-    run(db, """
-        INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at)
-        VALUES (:key, :user_id, :type, :size, :now)
-    """, key=key, user_id=user_id, type=media_type, size=size_bytes, now=now)
+    sql = "INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at) VALUES (?, ?, ?, ?, ?)"
+    db.execute(sql, [key, user_id, media_type, size_bytes, now])
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -1747,9 +1944,8 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[Event]:
-    return many(db, Event, """
-        SELECT id, type, data FROM events WHERE user_id = :user_id AND id > :after ORDER BY id LIMIT :limit
-    """, user_id=user_id, after=after, limit=limit)
+    sql = "SELECT id, type, data FROM events WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit"
+    return many(db, Event, sql, user=user_id, after=after, limit=limit)
 
 
 def last_event(db: Db) -> int:
@@ -1775,9 +1971,8 @@ def quote_video(db: Db, *, user_id: str, order: Order, now: int) -> Quote:
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package.credits for package in packages)
     enough = available >= order.credits
-    draws = draw(packages, order.credits) if enough else []
-    return Quote(order.credits, available, enough, draws, order.model, order.duration, order.aspect_ratio,
-                 order.quality, order.catalog_version)  # fmt: skip
+    return Quote(order.credits, available, enough, draw(packages, order.credits) if enough else [],
+                 order.model, order.duration, order.aspect_ratio, order.quality, order.catalog_version)
 
 
 class Hold(Output, frozen=True):
@@ -1800,6 +1995,16 @@ class JournalRow(Output, frozen=True):
     hash: str
 
 
+class ProviderJob(Output, frozen=True):
+    """One order that was given to a provider."""
+
+    provider: str
+    began_at: datetime
+    taken_at: datetime | None
+    ended_at: datetime | None
+    error: str | None
+
+
 class Receipt(Output, frozen=True):
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
 
@@ -1812,6 +2017,7 @@ class Receipt(Output, frozen=True):
     error: Failure | None
     holds: list[Hold]
     transactions: list[JournalRow]
+    provider_jobs: list[ProviderJob]
 
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
@@ -1825,23 +2031,24 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
         FROM credit_holds h WHERE video_id = :id ORDER BY attempt
     """, id=id)
     rows = many(db, JournalRow, """
-        SELECT t.id, t.kind, t.package_id, t.credits, t.created_at, t.hash
-        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id
-        WHERE h.video_id = :id ORDER BY t.id
+        SELECT t.id, t.kind, t.package_id, t.credits, t.created_at, t.hash FROM credit_holds h
+        JOIN credit_transactions t ON t.hold_id = h.id WHERE h.video_id = :id ORDER BY t.id
+    """, id=id)
+    jobs = many(db, ProviderJob, """
+        SELECT provider, began_at, taken_at, ended_at, error
+        FROM provider_jobs WHERE video_id = :id ORDER BY id
     """, id=id)
     charged = sum(hold.credits for hold in holds if hold.state == "settled")
     return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged,
-                   video.error, holds, rows)  # fmt: skip
+                   video.error, holds, rows, jobs)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
-# 8  Media
+# 9  Media
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
 
-PIXELS_MAX = 40_000_000  # of an image, checked before it is decoded
-IMAGE_TYPES = {"JPEG": ("image/jpeg", "jpg"), "PNG": ("image/png", "png"),
-               "WEBP": ("image/webp", "webp"), "GIF": ("image/gif", "gif")}  # fmt: skip
+IMAGE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open other files), no stills
 
 
@@ -1863,8 +2070,8 @@ class Media(msgspec.Struct, frozen=True):
 def open_image(content: bytes) -> Iterator[Image.Image]:
     """The picture in some bytes.  Raises NotAnImage, also for whatever goes wrong while it is used."""
     try:
-        with Image.open(io.BytesIO(content), formats=tuple(IMAGE_TYPES)) as image:
-            if image.width * image.height > PIXELS_MAX:
+        with Image.open(io.BytesIO(content), formats=tuple(IMAGE_ENDINGS)) as image:
+            if image.width * image.height > 40_000_000:  # checked before it is decoded
                 raise NotAnImage("The image is larger than 40 megapixels.")
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -1875,7 +2082,7 @@ def examine_image(content: bytes) -> tuple[str, str]:
     """Media type and file ending of an image, by what it is, not by its name.  Raises NotAnImage."""
     with open_image(content) as image:
         image.load()
-        return IMAGE_TYPES[str(image.format)]
+        return f"image/{str(image.format).lower()}", IMAGE_ENDINGS[str(image.format)]
 
 
 def open_still(content: bytes, enough: int) -> Image.Image:
@@ -1885,217 +2092,134 @@ def open_still(content: bytes, enough: int) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "I;16":  # convert() cuts 16 bits off at 255
             upright = upright.point(lambda level: level / 256).convert("L")
-        upright = upright.convert("RGBA")
-    ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
-    return Image.alpha_composite(ground, upright).convert("RGB")
+        ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
+        return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
 
 
-def open_video(path: Path) -> InputContainer:
-    """The file at `path`, opened by a demuxer of moving pictures only."""
-    return av.open(str(path), "r", options={"format_whitelist": CONTAINERS})
-
-
-def moving_stream(container: InputContainer) -> VideoStream:
-    """The first stream that is a video rather than cover art."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise NotAVideo("it has no video in it")
-
-
-def video_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds of video."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if container.duration:
-        return container.duration / av.time_base
-    raise NotAVideo("it does not say how long it is")
-
-
-def check_end(container: InputContainer, stream: VideoStream, seconds: float) -> None:
-    """Read the last packets: a download that was cut short opens and plays, but stops early."""
-    container.seek(max(0, int((seconds - 0.1) * av.time_base)))
-    end = 0.0
-    for packet in container.demux(stream):
-        if packet.is_corrupt:
-            raise NotAVideo("it is damaged")
-        if packet.pts is not None and packet.time_base:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    if end < seconds - 1:
-        raise NotAVideo("it ends too early")
-
-
-def probe(path: Path) -> Media:
-    """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoFrame, float]]:
+    """A file opened by a demuxer of moving pictures only, its first stream that is a video rather than cover
+    art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
     try:
-        with open_video(path) as container:
-            stream = moving_stream(container)
-            frame = next(container.decode(stream), None)
-            if frame is None:
+        with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
+            films = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
+            if (stream := next(films, None)) is None:
+                raise NotAVideo("it has no video in it")
+            if (first := next(container.decode(stream), None)) is None:
                 raise NotAVideo("it has no frames")
-            seconds = video_seconds(container, stream)
-            check_end(container, stream, seconds)
-            codec = stream.codec_context.name
-            return Media(frame.width, frame.height, round(seconds * 1000), codec, path.stat().st_size)
+            seconds = float((stream.duration or 0) * (stream.time_base or 0))
+            if not (seconds := seconds or (container.duration or 0) / av.time_base):
+                raise NotAVideo("it does not say how long it is")
+            yield container, stream, first, seconds
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
 
 
+def probe(path: Path) -> Media:
+    """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
+    with open_video(path) as (container, stream, first, seconds):
+        # The last packets are read: a download that was cut short opens and plays, but stops early.
+        container.seek(max(0, int((seconds - 0.1) * av.time_base)))
+        end = 0.0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise NotAVideo("it is damaged")
+            if packet.pts is not None and packet.time_base:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if end < seconds - 1:
+            raise NotAVideo("it ends too early")
+        codec = stream.codec_context.name
+        return Media(first.width, first.height, round(seconds * 1000), codec, path.stat().st_size)
+
+
 def write_poster(path: Path, target: Path) -> None:
     """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
-    try:
-        with open_video(path) as container:
-            picture = frame_a_third_in(container).to_image()  # type: ignore[no-untyped-call]
-    except av.error.FFmpegError as error:
-        raise NotAVideo("it cannot be read as a video") from error
+    with open_video(path) as (container, stream, frame, seconds):
+        with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched still has a first frame
+            container.seek(int(seconds / 3 * av.time_base))
+            frame = next((one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3), frame)
+        picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
     picture.save(target, "JPEG", quality=82, progressive=True)
 
 
-def frame_a_third_in(container: InputContainer) -> VideoFrame:
-    """The frame a third in, else the first."""
-    stream = moving_stream(container)
-    first = next(container.decode(stream), None)
-    if first is None:
-        raise NotAVideo("it has no frames")
-    at = video_seconds(container, stream) / 3
-    try:
-        container.seek(int(at * av.time_base))
-        return next((frame for frame in container.decode(stream) if (frame.time or 0.0) >= at), first)
-    except av.error.FFmpegError:
-        return first  # a file that cannot be searched still has a first frame
-
-
 # ---------------------------------------------------------------------------
-# 9  Preview
+# 10  Preview
 # ---------------------------------------------------------------------------
 # A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
 # in the picture and in the file that no AI made it.
 
-Size = tuple[int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Painter = Callable[[float], Image.Image]  # progress 0..1 -> one picture
-Stamp = tuple[Image.Image, Size]  # something drawn once, and where it is laid over every frame
-
 FPS = 24
-REPORTS = 20  # progress reports per render
 FIELD = 96  # pixels on the longer side of the small picture that is scaled up: soft, and cheap
-OVERSCAN = 1.2  # how much larger than the frame a still is kept, so that a zoom never enlarges it
+ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": str(2 * FPS), "color_primaries": "bt709",
+            "color_trc": "bt709", "colorspace": "bt709", "color_range": "tv"}
 NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
-PALETTES = (  # night to highlight, in even steps of OKLCH; the dark end is cool: dark yellow is mud
-    "#00111d #00316d #4f48bf #aa68df #f4a6e3", "#000e21 #003e5a #007974 #00ac6a #a2d686",
-    "#000e21 #21296f #6f3bb2 #c35dc3 #ffa3c8", "#0c0921 #002f6e #0069ae #00a9bb #60ddc0",
-    "#0c0921 #47195d #9a227d #e15278 #ffa78f", "#12071e #53124d #a61859 #e5564b #ffaf76",
-    "#170519 #3b1f67 #394fc1 #0094ef #54d8f4", "#170519 #5c0b39 #ac1730 #ea5b2c #ffbe85",
-)  # fmt: skip
+# Night to highlight, in even steps of OKLCH; the dark end is cool: dark yellow is mud.
+PALETTES = ("#00111d #00316d #4f48bf #aa68df #f4a6e3", "#000e21 #003e5a #007974 #00ac6a #a2d686",
+            "#000e21 #21296f #6f3bb2 #c35dc3 #ffa3c8", "#0c0921 #002f6e #0069ae #00a9bb #60ddc0",
+            "#0c0921 #47195d #9a227d #e15278 #ffa78f", "#12071e #53124d #a61859 #e5564b #ffaf76",
+            "#170519 #3b1f67 #394fc1 #0094ef #54d8f4", "#170519 #5c0b39 #ac1730 #ea5b2c #ffbe85")
 LIGHTS = ((1, 1.0), (2, 0.9), (2, 0.7), (3, 0.6), (0, 0.6), (3, 0.45), (4, 0.35), (4, 0.25))  # colour, radius
 DASHES = str.maketrans("\u2010\u2011\u2013\u2014", "----")  # the built-in font has only the plain one
 
 
-def lights(rng: random.Random, size: Size, seconds: int) -> Painter:
-    """Paints soft lights that drift over a night sky, small and then scaled up."""
+def lights(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[Image.Image]:
+    """Soft lights that drift over a night sky, small and then scaled up."""
     small = (max(2, round(FIELD * size[0] / max(size))), max(2, round(FIELD * size[1] / max(size))))
-    colours, laps = rng.choice(PALETTES).split(), max(1, round(seconds / 9))
-    fade = [round(255 * (0.5 + 0.5 * math.cos(math.pi * min(step / 176, 1))) ** 1.2) for step in range(256)]
-    glow = Image.radial_gradient("L").point(fade)
-    reach = FIELD * min(0.16, 0.024 * seconds / laps)  # a short clip moves less, never faster
+    colours, laps = rng.choice(PALETTES).split(), max(1, round(frames / FPS / 9))
+    glow = Image.radial_gradient("L").point([round(255 * max(0, 1 - s * s / 31000) ** 3) for s in range(256)])
+    reach = FIELD * min(0.16, 0.024 * frames / FPS / laps)  # a short clip moves less, never faster
     spots = [(colours[colour], rng.uniform(0, small[0]), rng.uniform(0, small[1]), rng.choice((-laps, laps)),
-              rng.uniform(0, math.tau), 128 / (FIELD * radius * rng.uniform(0.85, 1.15)))
+              rng.random(), 128 / (FIELD * radius * rng.uniform(0.85, 1.15)))
              for colour, radius in LIGHTS]  # fmt: skip
-
-    def paint(progress: float) -> Image.Image:
+    for index in range(frames):
         field = Image.new("RGB", small, colours[0])
-        for colour, x, y, turn, phase, scale in spots:
-            angle = math.tau * turn * progress + phase  # whole laps: the last frame meets the first
+        for colour, x, y, turns, phase, scale in spots:
+            angle = math.tau * (phase + turns * index / frames)  # whole laps: the last frame meets the first
             left, top = x + reach * math.cos(angle), y + 0.6 * reach * math.sin(angle)
             matrix = (scale, 0, 128 - scale * left, 0, scale, 128 - scale * top)
             mask = glow.transform(small, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
             field.paste(colour, (0, 0, *small), mask)
-        return field.resize(size, Image.Resampling.BICUBIC)
-
-    return paint
+        yield field.resize(size, Image.Resampling.BICUBIC)
 
 
-def camera(rng: random.Random, data: bytes, size: Size) -> Painter:
-    """Paints a slow pan and zoom over the still in `data`.  Raises NotAnImage."""
-    kept = (math.ceil(size[0] * OVERSCAN), math.ceil(size[1] * OVERSCAN))
+def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) -> Iterator[Image.Image]:
+    """A slow pan and zoom over the still in `data`; by less than a pixel, so it never steps.  NotAnImage."""
+    kept = (math.ceil(size[0] * 1.2), math.ceil(size[1] * 1.2))  # so that a zoom never enlarges it
     still = ImageOps.fit(open_still(data, 2 * max(kept)), kept, Image.Resampling.LANCZOS)
-    angle, zooms = rng.uniform(0, math.tau), rng.sample((1.05, 1.16), 2)
-
-    def paint(progress: float) -> Image.Image:
-        ease = 0.5 - 0.5 * math.cos(math.pi * progress)
-        zoom = zooms[0] + (zooms[1] - zooms[0]) * ease
-        width, height = kept[0] / zoom, kept[1] / zoom
+    angle, (zoom, last) = rng.uniform(0, math.tau), rng.sample((1.05, 1.16), 2)
+    for index in range(frames):
+        ease = 0.5 - 0.5 * math.cos(math.pi * index / frames)
+        width, height = (side / (zoom + (last - zoom) * ease) for side in kept)
         left = (kept[0] - width) * (0.5 + math.cos(angle) * (ease - 0.5))
         top = (kept[1] - height) * (0.5 + math.sin(angle) * (ease - 0.5))
-        box = (left, top, left + width, top + height)  # fractions of a pixel: the motion never steps
-        return still.resize(size, Image.Resampling.HAMMING, box=box)
-
-    return paint
+        yield still.resize(size, Image.Resampling.HAMMING, box=(left, top, left + width, top + height))
 
 
-def drawable(text: str, font: Font) -> bool:
-    """Whether the font has a glyph for every character, rather than a box."""
-    box = bytes(font.getmask("\uffff"))
-    return all(char == " " or bytes(font.getmask(char)) != box for char in set(text))
-
-
-def wrap_text(text: str, font: Font, width: float) -> list[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
     """One line if it fits `width` pixels, else two of similar length, else two cut with an ellipsis."""
     whole = len(text)
     even = (textwrap.wrap(text, letters) for letters in (whole, *range(whole // 2 + 1, whole)))
     cut = (textwrap.wrap(text, letters, max_lines=2, placeholder="\u2026") for letters in range(whole, 0, -1))
-    fitting = (lines for lines in itertools.chain(even, cut)
-               if len(lines) <= 2 and all(font.getlength(line) <= width for line in lines))  # fmt: skip
-    return next(fitting, [])
+    return next((lines for lines in itertools.chain(even, cut)
+                 if len(lines) <= 2 and all(font.getlength(line) <= width for line in lines)), [])
 
 
-def caption(prompt: str, size: Size) -> Stamp | None:
-    """The prompt over a fading shade along the lower edge; nothing when the font lacks one of its glyphs."""
-    pitch, text = max(12, min(size) // 22), " ".join(prompt.split())[:240].translate(DASHES)
-    font = ImageFont.load_default(pitch)
-    lines = wrap_text(text, font, size[0] - 4 * pitch) if text and drawable(text, font) else []
-    if not lines:
-        return None
-    band = Image.new("RGBA", (size[0], min(size[1], pitch * (5 + 2 * len(lines)))))
-    ramp = Image.linear_gradient("L").point([round(150 * (step / 255) ** 1.5) for step in range(256)])
-    band.putalpha(ramp.resize(band.size))
-    foot = (2 * pitch, band.height - 2 * pitch)
-    ImageDraw.Draw(band).text(foot, "\n".join(lines), "#fff", font, "ld", pitch / 3)
-    return band, (0, size[1] - band.height)
-
-
-def preview_mark(size: Size) -> Stamp:
-    """The word PREVIEW in the upper right corner, so that nobody takes this for an AI result."""
-    pitch = max(9, min(size) // 42)
-    font = ImageFont.load_default(pitch)
-    label = Image.new("RGBA", (round(font.getlength("PREVIEW")) + 2 * pitch, 2 * pitch), "#0000008c")
-    ImageDraw.Draw(label).text((label.width / 2, pitch), "PREVIEW", "#fff", font, "mm")
-    return label, (size[0] - label.width - 2 * pitch, 2 * pitch)
-
-
-def preview_stream(out: OutputContainer, prompt: str, size: Size) -> VideoStream:
-    """The H.264 stream of a new file, and the file's tags."""
-    out.metadata.update(title=" ".join(prompt.split())[:200], comment=NOTE, artist="VideoFly local preview")
-    stream = out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "20"})
-    stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-    stream.thread_count, stream.codec_context.gop_size = 2, 2 * FPS
-    stream.codec_context.color_primaries = stream.codec_context.color_trc = 1  # 1 is BT.709 in all three
-    stream.codec_context.colorspace = stream.codec_context.color_range = 1  # and a range of 1 is 16..235
-    return stream
-
-
-def preview_frames(paint: Painter, stamps: list[Stamp], frames: int) -> Iterator[VideoFrame]:
-    """Encodable frames, one at a time, in the colours of BT.709, which the stream declares."""
-    convert = VideoReformatter()
-    for index in range(frames):
-        picture = paint(index / frames)
-        for ink, at in stamps:
-            picture.paste(ink, at, ink)
-        rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
-        frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
-        frame.pts, frame.time_base = index, Fraction(1, FPS)
-        yield frame
+def overlay(text: str, size: tuple[int, int]) -> Image.Image:
+    """What lies over each frame: PREVIEW in the upper right corner, so that nobody takes it for an AI result,
+    and the text on a fading shade along the lower edge, unless the font lacks one of its glyphs."""
+    sheet, pitch, text = Image.new("RGBA", size), max(12, min(size) // 22), text[:240].translate(DASHES)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(pitch)
+    box = bytes(font.getmask("\uffff"))  # which the font shows in place of a glyph that it lacks
+    drawable = text and all(char == " " or bytes(font.getmask(char)) != box for char in set(text))
+    if lines := wrap_text(text, font, size[0] - 4 * pitch) if drawable else []:
+        shade = Image.linear_gradient("L").point([round(150 * (step / 255) ** 1.5) for step in range(256)])
+        shade = shade.resize((size[0], min(size[1], pitch * (5 + 2 * len(lines)))))
+        sheet.paste("#000", (0, size[1] - shade.height), shade)
+        draw.text((2 * pitch, size[1] - 2 * pitch), "\n".join(lines), "#fff", font, "ld", pitch / 3)
+    draw.text((size[0] - pitch, pitch), "PREVIEW", "#fff", anchor="rt", font_size=max(9, min(size) // 42),
+              stroke_width=pitch / 10, stroke_fill="#000c")
+    return sheet
 
 
 def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width: int, height: int,
@@ -2103,38 +2227,34 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
     """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
     `report` gets a percentage some twenty times; whatever it raises stops the work and leaves no file.
     Raises NotAnImage, and OSError when `target` cannot be written."""
-    rng, size, frames = random.Random(f"{seed}\n{prompt}"), (width, height), seconds * FPS
-    paint = lights(rng, size, seconds) if image is None else camera(rng, image, size)
-    stamps = [stamp for stamp in (caption(prompt, size), preview_mark(size)) if stamp]
+    rng, text = random.Random(f"{seed}\n{prompt}"), " ".join(prompt.split())
+    size, frames = (width, height), seconds * FPS
+    pictures = lights(rng, size, frames) if image is None else camera(rng, size, frames, image)
+    ink, convert = overlay(text, size), VideoReformatter()
+    report(0)
     try:
         with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-            stream = preview_stream(out, prompt, size)
-            for index, frame in enumerate(preview_frames(paint, stamps, frames)):
-                if index * REPORTS // frames != (index - 1) * REPORTS // frames:
-                    report(index * 100 // frames)
+            out.metadata.update(title=text[:200], comment=NOTE, artist="VideoFly local preview")
+            stream = out.add_stream("libx264", rate=FPS, options=ENCODING)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for index, picture in enumerate(pictures):
+                picture.paste(ink, mask=ink)
+                rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
+                frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
+                frame.pts, frame.time_base = index, Fraction(1, FPS)
                 out.mux(stream.encode(frame))
+                if (index + 1) * 20 // frames != index * 20 // frames:
+                    report((index + 1) * 100 // frames)
             out.mux(stream.encode())
-        report(100)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
 # ---------------------------------------------------------------------------
-# 10  Storage
+# 11  Storage
 # ---------------------------------------------------------------------------
 # Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
-
-
-class Storage(Protocol):
-    async def put(self, key: str, file: Path, media_type: str) -> None:
-        """Take the file.  Raises StorageFailed, and then it can be put again."""
-
-    async def read(self, key: str) -> bytes: ...
-    async def delete(self, key: str) -> None: ...
-    async def check(self) -> None: ...
-    def link(self, key: str, *, base: str, now: int) -> str:
-        """An address that works for whoever has it, until it ends."""
 
 
 class FolderStorage:
@@ -2144,22 +2264,20 @@ class FolderStorage:
         self.root, self.secret, self.life = root, secret, link_minutes * MINUTE
 
     async def put(self, key: str, file: Path, media_type: str) -> None:
-        with storage_failures():
-            await asyncio.to_thread(move_durably, file, self.root / key)
+        """Take the file.  Raises StorageFailed, and then it can be put again."""
+        await on_thread(None, move_durably, file, self.root / key)
 
     async def read(self, key: str) -> bytes:
-        with storage_failures():
-            return await asyncio.to_thread((self.root / key).read_bytes)
+        return await on_thread(None, (self.root / key).read_bytes)
 
     async def delete(self, key: str) -> None:
-        with storage_failures():
-            await asyncio.to_thread((self.root / key).unlink, missing_ok=True)
+        await on_thread(None, (self.root / key).unlink, missing_ok=True)
 
     async def check(self) -> None:
-        with storage_failures():
-            await asyncio.to_thread(try_folder, self.root)
+        await on_thread(None, try_folder, self.root)
 
     def link(self, key: str, *, base: str, now: int) -> str:
+        """An address that works for whoever has it, until it ends."""
         # Rounded up, so that a page that asks again shows the same address and the browser keeps the file.
         until = (now // self.life + 2) * self.life // SECOND
         return f"{base}/media/{key}?until={until}&signature={self.signature(key, until)}"
@@ -2169,9 +2287,8 @@ class FolderStorage:
 
     def find(self, key: str, *, until: str, signature: str, now: int) -> Path:
         """The file behind a link.  Raises LinkExpired, NotFound."""
-        if not until.isdecimal() or len(until) > 12 or int(until) * SECOND <= now:
-            raise LinkExpired
-        if not hmac.compare_digest(signature.encode(), self.signature(key, int(until)).encode()):
+        ended = not until.isdecimal() or len(until) > 12 or int(until) * SECOND <= now
+        if ended or not hmac.compare_digest(signature.encode(), self.signature(key, int(until)).encode()):
             raise LinkExpired
         if not (self.root / key).is_file():
             raise NotFound
@@ -2199,9 +2316,13 @@ def sync(path: Path) -> None:
 
 
 def try_folder(root: Path) -> None:
-    probe_file = root / ".check"
-    probe_file.write_bytes(b"ok")
-    probe_file.unlink()
+    (root / ".check").write_bytes(b"ok")
+    (root / ".check").unlink()
+
+
+async def on_thread(pool: ThreadPoolExecutor | None, fn: Callable[..., T], *args: Any, **words: Any) -> T:
+    with storage_failures():
+        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(fn, *args, **words))
 
 
 @contextlib.contextmanager
@@ -2209,16 +2330,14 @@ def storage_failures() -> Iterator[None]:
     """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause."""
     try:
         yield
-    except (OSError, urllib3.exceptions.HTTPError, ValueError) as failure:
+    except Exception as failure:
+        answered = type(failure).__module__.startswith("minio")
+        if not answered and not isinstance(failure, OSError | urllib3.exceptions.HTTPError | ValueError):
+            raise
         log.warning("storage: %s", failure)
         full = getattr(failure, "errno", None) == errno.ENOSPC
-        raise (DiskFull() if full else StorageFailed()) from failure
-    except Exception as failure:
-        if type(failure).__module__.startswith("minio"):
-            log.warning("storage: %s", failure)
-            reason = f"The bucket answered {getattr(failure, 'code', 'no sense')}."
-            raise StorageFailed(reason) from failure
-        raise
+        reason = f"The bucket answered {getattr(failure, 'code', 'no sense')}." if answered else None
+        raise (DiskFull() if full else StorageFailed(reason)) from failure
 
 
 class BucketStorage:
@@ -2230,36 +2349,29 @@ class BucketStorage:
         # Links are signed for the host that people see; with a region given, that needs no network.
         self.signer = bucket_client(settings, settings.s3_public_url or settings.s3_endpoint)
         # Of its own: six stuck uploads in the loop's executor would stop DNS for everything else.
-        self.threads = ThreadPoolExecutor(4, thread_name_prefix="bucket")
-
-    async def _call(self, fn: Callable[..., T], *args: Any) -> T:
-        with storage_failures():
-            return await asyncio.get_running_loop().run_in_executor(self.threads, fn, *args)
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="bucket")
 
     async def put(self, key: str, file: Path, media_type: str) -> None:
-        await self._call(self._put, key, file, media_type)
-
-    def _put(self, key: str, file: Path, media_type: str) -> None:
-        self.client.fput_object(self.bucket, key, str(file), media_type, part_size=8 << 20)
-        file.unlink(missing_ok=True)
+        await on_thread(self.pool, self.client.fput_object, self.bucket, key, str(file), media_type,
+                        part_size=8 << 20)
+        await on_thread(self.pool, file.unlink, missing_ok=True)
 
     async def read(self, key: str) -> bytes:
-        return await self._call(self._read, key)
-
-    def _read(self, key: str) -> bytes:
-        with contextlib.closing(self.client.get_object(self.bucket, key)) as answer:
-            return bytes(answer.read())
+        with await on_thread(self.pool, self.client.get_object, self.bucket, key) as answer:
+            return bytes(await on_thread(self.pool, answer.read))
 
     async def delete(self, key: str) -> None:
-        await self._call(self.client.remove_object, self.bucket, key)
+        await on_thread(self.pool, self.client.remove_object, self.bucket, key)
 
     async def check(self) -> None:
-        if not await self._call(self.client.bucket_exists, self.bucket):
+        if not await on_thread(self.pool, self.client.bucket_exists, self.bucket):
             raise StorageFailed(f"There is no bucket {self.bucket}.")
 
-    def link(self, key: str, *, base: str, now: int) -> str:
-        del base, now  # the signer knows the host, and S3 the time
+    def link(self, key: str, *, base: str, now: int) -> str:  # the signer knows the host, and S3 the time
         return str(self.signer.presigned_get_object(self.bucket, key, expires=self.life))
+
+
+Storage = FolderStorage | BucketStorage
 
 
 def bucket_client(settings: Settings, endpoint: str) -> Any:
@@ -2268,34 +2380,173 @@ def bucket_client(settings: Settings, endpoint: str) -> Any:
     address = urlsplit(endpoint)
     retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
     pool = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
-    return minio.Minio(
-        address.netloc, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key,
-        region=settings.s3_region, secure=address.scheme == "https", http_client=pool,
-    )  # fmt: skip
+    return minio.Minio(address.netloc, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key,
+                       region=settings.s3_region, secure=address.scheme == "https", http_client=pool)
 
 
 # ---------------------------------------------------------------------------
-# 11  Providers
+# 12  Outside
+# ---------------------------------------------------------------------------
+# Requests to addresses that others gave us.  What an address means is judged where the connection is made,
+# after the name was looked up, so no spelling and no second answer of a name server leads inside.  No call is
+# ever cancelled from outside (httpx 0.28 would lose a place in its pool); it has a deadline of its own, which
+# every read keeps to.
+
+RESULT_MAX = 4 << 30  # bytes of a video
+RESULT_S = 3600.0  # for the whole of it
+ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
+REDIRECTS_MAX = 3
+DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of the running call, monotonic
+DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
+    "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
+    "2001::/32", "::/96", "fec0::/10",
+)]  # fmt: skip
+
+
+def is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    inside = ip.is_multicast or ip.is_reserved or any(ip in net for net in DENIED)
+    return ip.is_global and not inside
+
+
+class Blocked(httpcore.ConnectError):
+    """The address leads where nobody sent us."""
+
+
+class Guard(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses on port 443, and to hosts that the operator has named."""
+
+    def __init__(self, named: Iterable[str]) -> None:
+        self.named, self.inner = named, httpcore.AnyIOBackend()
+
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None,  # noqa: ASYNC109
+                          local_address: str | None = None, socket_options: Any = None,
+                          ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+        failure: Exception = httpcore.ConnectError(f"{host} has no address.")
+        for address in await self.look_up(host, port):
+            try:
+                stream = await self.inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return TimedStream(stream)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as refusal:
+                failure = refusal
+        raise failure
+
+    async def look_up(self, host: str, port: int) -> list[str]:
+        """A name's addresses, if all of them may be called."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as failure:
+            raise httpcore.ConnectError(f"{host} is not known: {failure}") from failure
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        if host not in self.named and (port != 443 or not all(map(is_public, addresses))):
+            raise Blocked(f"{host}:{port} is not a public address.")
+        return addresses[:4]
+
+
+class TimedStream(httpcore.AsyncNetworkStream):
+    """A connection on which nothing takes longer than the call's deadline allows."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        self.inner, self.aclose, self.get_extra_info = inner, inner.aclose, inner.get_extra_info  # type: ignore[method-assign]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        return await self.inner.read(max_bytes, time_left(timeout))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self.inner.write(buffer, time_left(timeout))
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        return TimedStream(await self.inner.start_tls(*args, **kwargs))
+
+
+def time_left(timeout: float | None) -> float | None:
+    """Seconds.  Raises ReadTimeout when there are none."""
+    left = min(DEADLINE.get() - time.monotonic(), timeout or math.inf)
+    if left <= 0:
+        raise httpcore.ReadTimeout("The call took too long.")
+    return None if left == math.inf else left
+
+
+def outside_client(named: Iterable[str]) -> httpx.AsyncClient:
+    """A client for one provider, so that none can use up another's connections."""
+    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=20), trust_env=False)
+    transport._pool._network_backend = Guard(named)
+    headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
+    return httpx.AsyncClient(transport=transport, headers=headers, trust_env=False,
+                             timeout=httpx.Timeout(30, connect=10, pool=None))  # fmt: skip
+
+
+async def exchange(client: httpx.AsyncClient, method: str, url: str, *, within_s: float,
+                   **words: Any) -> tuple[httpx.Response, Any]:  # fmt: skip
+    """One call to a provider: its answer, and the JSON in it, if there is any.  Raises httpx.HTTPError."""
+    DEADLINE.set(time.monotonic() + within_s)
+    timeout = httpx.Timeout(within_s, connect=min(10, within_s), pool=None)
+    async with client.stream(method, url, timeout=timeout, **words) as answer:
+        body = b"".join([chunk async for chunk in capped(answer, ANSWER_MAX)])
+    return answer, loads(body)
+
+
+def retry_after(answer: httpx.Response) -> int:
+    """How long the other side asks us to wait, milliseconds; an hour at most."""
+    seconds = answer.headers.get("retry-after", "")
+    return min(int(seconds), 3600) * SECOND if seconds.isdecimal() and len(seconds) < 9 else 0
+
+
+async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
+    """The bytes as they are sent: to unpack them here could make millions of a few."""
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise httpx.DecodingError("It came packed, which was not asked for.", request=answer.request)
+    size = 0
+    async for chunk in answer.aiter_raw(1 << 20):
+        size += len(chunk)
+        if size > limit:
+            raise httpx.DecodingError(f"It is larger than {limit >> 20} MiB.", request=answer.request)
+        yield chunk
+
+
+async def fetch_file(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """A video, also over redirects; headers go to no other host.  Raises OriginalExpired, NotAVideo."""
+    DEADLINE.set(time.monotonic() + RESULT_S)
+    try:
+        for _ in range(1 + REDIRECTS_MAX):
+            async with client.stream("GET", url, headers=headers) as answer:
+                if not answer.has_redirect_location:
+                    if answer.status_code in (403, 404, 410):
+                        raise OriginalExpired
+                    answer.raise_for_status()
+                    async for chunk in capped(answer, RESULT_MAX):
+                        yield chunk
+                    return
+                target = answer.url.join(answer.headers["location"])
+                headers = headers if target.netloc == answer.url.netloc else {}
+                url = str(target)
+    except httpx.DecodingError as failure:
+        raise NotAVideo(str(failure)) from None
+    except httpx.ConnectError as failure:
+        if isinstance(failure.__cause__, Blocked):
+            raise NotAVideo(str(failure)) from None
+        raise
+    raise NotAVideo("it is behind too many redirects")
+
+
+# ---------------------------------------------------------------------------
+# 13  Providers
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """How a job stands at its provider."""
-
-    state: Literal["running", "succeeded", "failed"]
-    progress: int = 0  # percent
-    url: str | None = None  # of the result, when succeeded
-    until_at: int | None = None  # the result lives until then
-    error: str | None = None
 
 
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
 
-    def __init__(self, reason: str, *, again: bool = False) -> None:
+    def __init__(self, reason: str, *, again: bool = False, moderated: bool = False,
+                 after_ms: int = 0) -> None:  # fmt: skip
         super().__init__(reason)
-        self.again = again
+        self.again, self.moderated, self.after_ms = again, moderated, after_ms
+
+
+class Missing(Exception):
+    """The provider knows no such job."""
 
 
 class Provider(Protocol):
@@ -2307,67 +2558,259 @@ class Provider(Protocol):
     async def submit(self, job: Job) -> str:
         """Order, and return the ref that fetch needs.  Raises SubmitRefused."""
 
-    async def fetch(self, ref: str) -> Snapshot: ...
+    async def fetch(self, ref: str) -> Snapshot:
+        """How it stands.  Raises Missing."""
+
     async def cancel(self, ref: str) -> None: ...
     def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]: ...
 
 
-class Render(msgspec.Struct, frozen=True):
-    """What LocalProvider's ref holds: all it takes to begin again after a restart."""
+class HttpProvider:
+    """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
 
-    id: str
-    prompt: str
-    seed: int
-    seconds: int
-    width: int
-    height: int
-    image: str | None
+    repeatable = False
+
+    def __init__(self, template: Template, key: str, known_as: Mapping[str, Upstream | None], *,
+                 image: Callable[[str], Awaitable[str]], read: Callable[[str], Awaitable[bytes]],
+                 clock: Callable[[], float], callback_key: str,
+                 callback_url: Callable[[str, Job], str | None]) -> None:  # fmt: skip
+        self.template, self.key, self.known_as, self.poll_s = template, key, known_as, template.poll_s
+        self.image, self.read, self.clock = image, read, clock
+        self.callback_key, self.callback_url = callback_key, callback_url
+        self.signers: tuple[float, Any] = (-math.inf, None)  # fal's keys, and when they were fetched
+        self.client = outside_client({urlsplit(template.base_url).hostname or "", *template.private_hosts})
+
+    async def submit(self, job: Job) -> str:
+        template = self.template
+        try:
+            body = merged(template.submit.body, self.upstream(job).body)
+            order = msgspec.structs.replace(template.submit, body=body)
+            answer, body = await self.call(order, await self.values(job))
+        except LookupError as failure:
+            raise SubmitRefused(f"The provider has no word for {failure}.") from None
+        except StorageFailed as failure:
+            raise SubmitRefused(failure.message, again=True) from None
+        self.check(answer, body)
+        id = find(body, template.id) if template.id else job.id
+        if id is None:
+            log.warning("%s: no id in %s", template.name, redact(body))
+            raise httpx.DecodingError("The provider's answer has no id.", request=answer.request)
+        kept = {name: find(body, [path]) for name, path in template.keep.items()}
+        if template.status is None:
+            kept["result"] = body
+        return as_json({"id": str(id), **kept})
+
+    def check(self, answer: httpx.Response, body: Any) -> None:
+        """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
+        code, fine = answer.status_code, answer.is_success
+        if fine and self.template.ok and not holds(self.template.ok, body):
+            said = find(body, [self.template.ok.path])
+            code, fine = said if isinstance(said, int) else 400, False
+        if not fine:
+            reason = error_in(self.template, body) or f"The provider answered {code}."
+            if 400 <= code < 500 or code == 503:
+                raise SubmitRefused(reason, again=code in (429, 503), after_ms=retry_after(answer),
+                                    moderated=bool(MODERATION.search(reason)))  # fmt: skip
+            raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
+
+    async def fetch(self, ref: str) -> Snapshot:
+        template, values = self.template, msgspec.json.decode(ref)
+        if template.status is None:
+            return read_result(template, values["result"], now=self.now())
+        answer, body = await self.call(template.status, values)
+        snapshot = read_status(template, body)
+        if snapshot is None and answer.status_code == 404:
+            raise Missing
+        if snapshot is None:  # whatever the HTTP status: some send a failed job with a 500
+            log.warning("%s: %s and no state in %s", template.name, answer.status_code, redact(body))
+            raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
+        if snapshot.state != "succeeded":
+            return snapshot
+        if template.outcome:
+            answer, body = await self.call(template.outcome, values)
+            if answer.is_client_error:
+                reason = error_in(template, body) or f"The provider answered {answer.status_code}."
+                return Snapshot("failed", error=reason, moderated=bool(MODERATION.search(reason)))
+            answer.raise_for_status()
+        if template.content:
+            until_at = self.now() + template.result_hours * HOUR
+            return Snapshot("succeeded", 100, self.address(template.content.path, values), until_at)
+        return read_result(template, body, now=self.now())
+
+    async def cancel(self, ref: str) -> None:
+        if self.template.cancel:
+            await self.call(self.template.cancel, msgspec.json.decode(ref))
+
+    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
+        if url.startswith("data:"):
+            yield base64.b64decode(url.partition(",")[2])
+            return
+        ours = urlsplit(url).netloc == urlsplit(self.template.base_url).netloc
+        headers = self.headers() if ours and (self.template.auth_result or self.template.content) else {}
+        async for chunk in fetch_file(self.client, url, headers):
+            yield chunk
+
+    async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Whether the provider itself sent a callback.  Without a secret our token has to be enough."""
+        if self.template.callback == "fal":
+            return await self.is_signed_by_fal(headers, body)
+        check = {"standard": signed_standard, "kie": signed_kie}.get(self.template.callback)
+        return check is None or not self.callback_key or check(headers, body, self.callback_key, self.now())
+
+    async def is_signed_by_fal(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Its keys are kept for a day; an unknown signature fetches them again, once a minute at most."""
+        fetched_at, keys = self.signers
+        age = self.clock() - fetched_at
+        if keys is not None and age < 86_400 and signed_fal(headers, body, keys, self.now()):
+            return True
+        if age < 60:
+            return False
+        answer, keys = await exchange(self.client, "GET", self.template.keys_url, within_s=10)
+        self.signers = (self.clock(), keys if answer.is_success else None)
+        return signed_fal(headers, body, keys, self.now())
+
+    def adopt(self, body: bytes) -> str | None:
+        """The ref of an order whose answer was lost, from a callback, where that is all it takes."""
+        id = find(loads(body), self.template.callback_id)
+        return None if id is None or self.template.keep else as_json({"id": str(id)})
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    def standing(self) -> str:
+        """For the operator."""
+        ready = self.key or not self.template.key
+        return f"ready, at {self.template.base_url}" if ready else f"not used: {self.template.key} is not set"
+
+    def now(self) -> int:
+        return int(self.clock() * 1000)
+
+    def headers(self) -> dict[str, str]:
+        return {name: expand(text, {"key": self.key}) for name, text in self.template.headers.items()}
+
+    def address(self, path: str, values: Values) -> str:
+        """Where a call goes.  An address that the provider gave gets our key only on the provider's host."""
+        url = expand(path, values)
+        if not url.startswith(("https://", "http://")):
+            return self.template.base_url.rstrip("/") + url
+        if urlsplit(url).netloc != urlsplit(self.template.base_url).netloc:
+            raise NotAVideo("the provider sent us to another host")
+        return url
+
+    async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
+        path = call.image_path if call.image_path and values.get("image") else call.path
+        words: dict[str, Any] = {"headers": self.headers()}
+        if query := fill(call.query, values):
+            words["params"] = query
+        if call.body:
+            body = fill(call.body, values)
+            words |= as_form(body) if call.form else {"json": body}
+        url = self.address(path, values)
+        return await exchange(self.client, call.method, url, within_s=self.template.call_s, **words)
+
+    def upstream(self, job: Job) -> Upstream:
+        return self.known_as.get(job.model) or Upstream(job.model)
+
+    async def values(self, job: Job) -> dict[str, Any]:
+        """What a template may ask for."""
+        upstream = self.upstream(job)
+        width, height = frame_size(job.aspect_ratio, job.quality)
+        images = [await self.image(key) for key in job.images]
+        files = [(key.rpartition("/")[2], await self.read(key)) for key in job.images]
+        return {
+            "model": (images and upstream.image_model) or upstream.model, "prompt": job.prompt,
+            "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
+            "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
+            "seed": job.seed, "uuid": job.id, "images": images, "image": images[0] if images else None,
+            "image_file": files[0] if files else None,
+            "image_base64": base64.b64encode(files[0][1]).decode() if files else None,
+            "image_type": image_type(job.images[0]) if files else None,
+            "callback_url": self.callback_url(self.template.name, job),
+        }  # fmt: skip
+
+
+class Withdrawn:
+    """In the place of a provider that left the catalogue while it had work."""
+
+    repeatable, poll_s = False, 30.0
+
+    async def submit(self, job: Job) -> str:
+        raise SubmitRefused(f"{job.provider} is not in the catalogue any more.")
+
+    async def fetch(self, ref: str) -> Snapshot:
+        return Snapshot("failed", error="The provider is not in the catalogue any more.")
+
+    async def cancel(self, ref: str) -> None:
+        """There is nobody to tell."""
+
+    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
+        raise OriginalExpired
+        yield b""
+
+
+def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body as multipart/form-data: files are (name, bytes); the rest is text, or JSON where it is none."""
+    return {"files": {
+        name: part if isinstance(part, tuple) else (None, part if isinstance(part, str) else as_json(part))
+        for name, part in body.items()
+    }}  # fmt: skip
+
+
+def image_type(key: str) -> str:
+    """The media type of an upload."""
+    return "image/" + key.rpartition(".")[2].replace("jpg", "jpeg")
+
+
+def redact(body: Any) -> Any:
+    """What an answer looks like, without what it says: prompts, addresses and keys stay out of the log."""
+    match body:
+        case dict():
+            return {key: redact(part) for key, part in list(body.items())[:30]}
+        case list():
+            return [redact(part) for part in body[:5]]
+        case str() if not re.fullmatch(r"[\w.-]{1,24}", body):
+            return "…"
+        case _:
+            return body
 
 
 class LocalProvider:
-    """Renders previews in this process, on threads of its own, with no account anywhere."""
+    """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
 
     repeatable = True
     poll_s = 1.0
     life = HOUR  # how long a render is kept, milliseconds
-    renders_at_once = 2
 
     def __init__(self, folder: Path, read: Callable[[str], Awaitable[bytes]]) -> None:
         self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
         self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
-        self.threads = ThreadPoolExecutor(self.renders_at_once, thread_name_prefix="render")
-        self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.progress: dict[str, int] = {}
-        self.failed: dict[str, str] = {}
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
+        self.tasks: dict[str, asyncio.Task[None]] = {}  # by ref, like the others
+        self.states: dict[str, Snapshot] = {}  # running or failed
         self.cancelled: set[str] = set()
 
     async def submit(self, job: Job) -> str:
         width, height = frame_size(job.aspect_ratio, job.quality)
-        image = job.images[0] if job.images else None
-        render = Render(f"{job.id}-{job.attempt}", job.prompt, job.seed, job.duration, width, height, image)
-        self.start(render)
-        return as_json(render)
+        ref = as_json({"id": f"{job.id}-{job.attempt}", "prompt": job.prompt, "seed": job.seed,
+                       "seconds": job.duration, "width": width, "height": height,
+                       "image": job.images[0] if job.images else None})
+        await self.fetch(ref)
+        return ref
 
     async def fetch(self, ref: str) -> Snapshot:
-        render = msgspec.json.decode(ref, type=Render)
-        file = self.file(render.id)
-        if file.exists():
+        if (file := self.file(ref)).exists():
             return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
-        if render.id in self.failed:
-            return Snapshot("failed", error=self.failed[render.id])
-        if render.id not in self.tasks:
-            self.start(render)  # the process that began it is gone
-        return Snapshot("running", self.progress.get(render.id, 0))
+        if ref not in self.states:  # a new one, or the process that began it is gone
+            self.states[ref] = Snapshot("running")
+            self.tasks[ref] = asyncio.create_task(self.make(ref))
+        return self.states[ref]
 
     async def cancel(self, ref: str) -> None:
-        id = msgspec.json.decode(ref, type=Render).id
-        if id in self.tasks:
-            self.cancelled.add(id)
-        self.file(id).unlink(missing_ok=True)
+        self.cancelled.update(self.tasks.keys() & {ref})
+        self.file(ref).unlink(missing_ok=True)
 
     async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
-        file = self.file(msgspec.json.decode(ref, type=Render).id)
-        if not file.exists():
+        if not (file := self.file(ref)).exists():
             raise OriginalExpired
         with file.open("rb") as result:
             while chunk := await asyncio.to_thread(result.read, 1 << 20):
@@ -2379,57 +2822,45 @@ class LocalProvider:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.threads.shutdown()
 
-    def file(self, id: str) -> Path:
-        return self.folder / f"{id}.mp4"
+    def file(self, ref: str) -> Path:
+        return self.folder / f"{msgspec.json.decode(ref)['id']}.mp4"
 
-    def start(self, render: Render) -> None:
-        if render.id not in self.tasks:
-            self.tasks[render.id] = asyncio.create_task(self.make(render))
-
-    async def make(self, render: Render) -> None:
-        try:
-            image = await self.read(render.image) if render.image else None
-            await asyncio.get_running_loop().run_in_executor(self.threads, self.render, render, image)
-        except RenderStopped:
-            log.info("render of %s stopped", render.id)
-        except Exception as failure:
-            log.exception("render of %s", render.id)
-            self.failed[render.id] = f"The preview could not be rendered: {type(failure).__name__}."
-        finally:
-            del self.tasks[render.id]
-            self.progress.pop(render.id, None)
-            self.cancelled.discard(render.id)
-        if self.wake:
-            await self.wake(render.id[:36])
-
-    def render(self, render: Render, image: bytes | None) -> None:
-        part = self.folder / f"{render.id}.part.mp4"
+    async def make(self, ref: str) -> None:
+        part, wish, kept = self.file(ref).with_suffix(".part.mp4"), msgspec.json.decode(ref), {}
+        id = wish.pop("id")
 
         def report(percent: int) -> None:
-            if render.id in self.cancelled:
-                raise RenderStopped
-            self.progress[render.id] = min(percent, 99)
+            if ref in self.cancelled:
+                raise InterruptedError
+            self.states[ref] = Snapshot("running", min(percent, 99))
 
-        report(0)
-        render_preview(part, prompt=render.prompt, seed=render.seed, seconds=render.seconds,
-                       width=render.width, height=render.height, image=image, report=report)  # fmt: skip
-        os.replace(part, self.file(render.id))
-
-
-class RenderStopped(Exception):
-    pass
+        try:
+            wish["image"] = await self.read(wish["image"]) if wish["image"] else None
+            work = functools.partial(render_preview, part, **wish, report=report)
+            await asyncio.get_running_loop().run_in_executor(self.threads, work)
+            os.replace(part, self.file(ref))
+        except InterruptedError:
+            log.info("render of %s stopped", id)
+        except Exception as bad:
+            log.exception("render of %s", id)
+            kept[ref] = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
+        finally:
+            del self.tasks[ref], self.states[ref]
+            self.cancelled.discard(ref)
+            self.states.update(kept)
+        if self.wake:
+            await self.wake(id[:36])
 
 
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
     """Width and height in pixels; quality names the shorter side.  Both even, as H.264 wants them."""
     across, down = map(int, aspect_ratio.split(":"))
-    short = int(quality.rstrip("p")) // 2 * 2
-    long = round(short * max(across, down) / min(across, down) / 2) * 2
-    return (long, short) if across >= down else (short, long)
+    half, least = int(quality.rstrip("p")) // 2, min(across, down)
+    return round(half * across / least) * 2, round(half * down / least) * 2
 
 
 # ---------------------------------------------------------------------------
-# 12  App
+# 14  App
 # ---------------------------------------------------------------------------
 
 
@@ -2461,26 +2892,25 @@ class Bells:
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, *,
-                 providers: Mapping[str, Provider], secret: str, clock: Callable[[], float],
-                 ) -> None:  # fmt: skip
+    def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, secret: str,
+                 providers: Mapping[str, Provider], clock: Callable[[], float]) -> None:  # fmt: skip
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
         self.providers, self.secret, self.clock = providers, secret, clock
         self.temporary = Path(settings.data) / "temporary"
-        self.bells = Bells()
+        self.bells, self.work_to_do, self.stopping = Bells(), asyncio.Event(), asyncio.Event()
         self.streams: Counter[str] = Counter()  # user id: open event streams
-        self.work_to_do = asyncio.Event()
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.beat_at: int | None = None  # when the worker last looked for work
-        self.stopping = asyncio.Event()
-        self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
-        self.hashing = 0
+        self.hashers, self.hashing = ThreadPoolExecutor(2, thread_name_prefix="hash"), 0
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
         db.on_news = self.hear
 
     def now(self) -> int:
         return int(self.clock() * 1000)
+
+    async def write(self, fn: Callable[..., T], /, **words: Any) -> T:
+        return await self.db.write(fn, now=self.now(), **words)
 
     def hear(self, news: list[News]) -> None:
         self.work_to_do.set()
@@ -2518,27 +2948,25 @@ def verify_password(password_hash: str | None, password: str) -> bool:
         return False
 
 
-def make_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def own(data: Path, settings: Settings) -> Iterator[None]:
+    """Make the folders, keep a second server off them, and tell the command line where this one listens."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try_folder(folder)
+        for folder in (data, data / "media", data / "renders", data / "temporary"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try_folder(folder)
     except OSError as error:
         raise Refused(f"VIDEOFLY_DATA: {folder} cannot be written: {error.strerror}.") from None
-
-
-@contextlib.contextmanager
-def lock(data: Path, settings: Settings) -> Iterator[None]:
-    """Keep a second server off the folder, and tell the command line where this one listens."""
     with (data / "lock").open("a+") as file:
+        file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise AlreadyRunning(file.read().strip()) from None
-        file.seek(0)
         file.truncate()
-        file.write(local_url(settings))
-        file.flush()
+        print(local_url(settings), file=file, flush=True)
+        for leftover in (data / "temporary").iterdir():
+            leftover.unlink()
         yield
 
 
@@ -2565,18 +2993,17 @@ def catalogue_path(settings: Settings) -> Path:
 
 async def prepare_administrator(app: App) -> None:
     """Make the administrator that the settings name, or a one-time token to make one."""
-    email = app.settings.admin_email
-    if email:
+    if email := app.settings.admin_email:
         password_hash = await app.hash(HASHER.hash, app.settings.admin_password)
         with contextlib.suppress(EmailTaken):
-            await app.db.write(add_user, email=email, password_hash=password_hash, is_admin=True,
-                               rules=app.catalogue.credits, now=app.now())  # fmt: skip
+            await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
+                            rules=app.catalogue.credits)  # fmt: skip
     if not await app.db.read(has_admin):
         app.set_up_token = secrets.token_urlsafe(24)
 
 
 # ---------------------------------------------------------------------------
-# 13  Work
+# 15  Work
 # ---------------------------------------------------------------------------
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
@@ -2586,7 +3013,6 @@ STEPS_AT_ONCE = 16
 STORE_TRIES = 6  # then the video has failed, and can be retried by hand while its result lives
 LONGEST_PAUSE_S = 30
 STOPPING_S = 5  # what running steps are given to come to an end
-RESULT_MAX = 4 << 30  # bytes
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
 
@@ -2623,19 +3049,15 @@ async def take_step(app: App, job: Job) -> None:
     except Exception as failure:
         if not isinstance(failure, TRANSIENT):
             log.exception("video %s at %s", job.id, job.status)
-        await put_off(app, job)
+        asked = retry_after(failure.response) if isinstance(failure, httpx.HTTPStatusError) else 0
+        try:
+            await app.write(postpone, job=job, due_at=app.now() + max(back_off(job.tries), asked))
+        except Exception:  # not even that can be written (the disk is full): wait here
+            log.exception("video %s cannot be put off", job.id)
+            await asyncio.sleep(1)
     finally:
         del app.working[job.id]
         app.work_to_do.set()
-
-
-async def put_off(app: App, job: Job) -> None:
-    """Try again later.  When not even that can be written (the disk is full), wait here."""
-    try:
-        await app.db.write(postpone, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
-    except Exception:
-        log.exception("video %s cannot be put off", job.id)
-        await asyncio.sleep(1)
 
 
 def back_off(tries: int, first_s: float = 1.0, factor: float = 2.0) -> int:
@@ -2644,15 +3066,15 @@ def back_off(tries: int, first_s: float = 1.0, factor: float = 2.0) -> int:
 
 
 async def step(app: App, job: Job) -> None:
-    provider, now = app.providers[job.provider], app.now()
+    provider = app.providers.get(job.provider, Withdrawn())
     match job.status:
         case "COMPLETED" | "FAILED":
             await take_care_after(app, provider, job)
         case "UPLOADING":
             await store(app, provider, job)
-        case _ if now >= job.deadline_at:
+        case _ if app.now() >= job.deadline_at:
             problem = ProviderFailed("The provider did not make the video in time.")
-            await app.db.write(fail, job=job, problem=problem, abandon=True, now=now)
+            await app.write(fail, job=job, problem=problem, abandon=True)
         case "PENDING":
             await submit(app, provider, job)
         case "GENERATING":
@@ -2662,40 +3084,51 @@ async def step(app: App, job: Job) -> None:
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
     unknown = job.submitted_at is not None and not provider.repeatable
-    if unknown or not await app.db.write(intend_submit, job=job, repeatable=provider.repeatable,
-                                         now=app.now()):  # fmt: skip
+    if unknown or not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
         return
     try:
         ref = await provider.submit(job)
     except (SubmitRefused, httpx.ConnectError, httpx.ConnectTimeout) as refusal:
-        if isinstance(refusal, SubmitRefused) and not refusal.again:
-            await app.db.write(fail, job=job, problem=ProviderFailed(str(refusal)), now=app.now())
-        else:
-            await app.db.write(unsubmit, job=job, due_at=app.now() + back_off(job.tries), now=app.now())
+        await ask_next(app, job, refusal)
     except httpx.HTTPError as failure:
         log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
         if provider.repeatable:
             raise
     else:
-        due_at = app.now() + back_off(0, provider.poll_s)
-        await app.db.write(mark_generating, job=job, ref=ref, due_at=due_at, now=app.now())
+        await app.write(mark_generating, job=job, ref=ref, due_at=app.now() + back_off(0, provider.poll_s))
+
+
+async def ask_next(app: App, job: Job, refusal: Exception) -> None:
+    """Give an order that was not taken to whoever else makes the model; not one that is unfit to be shown."""
+    if isinstance(refusal, SubmitRefused) and refusal.moderated:
+        await app.write(fail, job=job, problem=Moderated(str(refusal)))
+        return
+    offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
+    await app.write(
+        pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
+        problem=ProviderFailed(str(refusal) or "The provider cannot be reached."),
+        again=not isinstance(refusal, SubmitRefused) or refusal.again,
+        due_at=app.now() + max(back_off(job.tries), getattr(refusal, "after_ms", 0)))  # fmt: skip
 
 
 async def follow(app: App, provider: Provider, job: Job) -> None:
     """Ask the provider how the video stands."""
     assert job.ref is not None
-    snapshot = await provider.fetch(job.ref)
+    try:
+        snapshot = await provider.fetch(job.ref)
+    except Missing:
+        await app.write(mark_missing, job=job, due_at=app.now() + back_off(job.tries, 10))
+        return
     match snapshot.state:
-        case "running":
-            now = app.now()
-            due_at = now + back_off(job.tries, provider.poll_s, 1.3)
-            await app.db.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at, now=now)
+        case "queued" | "running":
+            due_at = app.now() + back_off(job.tries, provider.poll_s, 1.3)
+            await app.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at)
         case "succeeded" if snapshot.url:
-            await app.db.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at,
-                               now=app.now())  # fmt: skip
+            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
         case _:
-            problem = ProviderFailed(snapshot.error or "The provider finished without a result.")
-            await app.db.write(fail, job=job, problem=problem, now=app.now())
+            reason = snapshot.error or "The provider finished without a result."
+            problem = Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
+            await app.write(fail, job=job, problem=problem)
 
 
 async def store(app: App, provider: Provider, job: Job) -> None:
@@ -2703,97 +3136,89 @@ async def store(app: App, provider: Provider, job: Job) -> None:
     try:
         await bring_into_storage(app, provider, job)
     except (NotAVideo, OriginalExpired) as failure:
-        reason = ProviderFailed(f"The provider sent no video: {failure}.")
-        unusable = failure if isinstance(failure, Problem) else reason
-        await app.db.write(fail, job=job, problem=unusable, now=app.now())
+        if not (isinstance(failure, OriginalExpired) and await renew(app, provider, job)):
+            reason = ProviderFailed(f"The provider sent no video: {failure}.")
+            await app.write(fail, job=job, problem=failure if isinstance(failure, Problem) else reason)
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
             raise
         unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
-        await app.db.write(fail, job=job, problem=unstored, now=app.now())
+        await app.write(fail, job=job, problem=unstored)
+
+
+async def renew(app: App, provider: Provider, job: Job) -> bool:
+    """Ask once for a new address of the result: some providers give one for as long as they have the job."""
+    assert job.ref is not None
+    with contextlib.suppress(Missing):
+        snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("failed")
+        if snapshot.url is not None:
+            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
+            return True
+    return False
 
 
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     """Afterwards no temporary file is left: a full disk needs the room to say that it is full."""
+    assert job.ref is not None and job.original_url is not None
     file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
+    keys = stored_keys(job.id, job.attempt)
     try:
-        await download(provider, job, file)
+        with file.open("wb") as target:
+            async for chunk in provider.open_result(job.ref, job.original_url):
+                await asyncio.to_thread(target.write, chunk)
         media = await asyncio.to_thread(probe, file)
         await asyncio.to_thread(write_poster, file, poster)
-        key, poster_key = stored_keys(job.id, job.attempt)
-        await app.storage.put(poster_key, poster, "image/jpeg")
-        await app.storage.put(key, file, "video/mp4")
-        stored = Stored(key, poster_key, media.width, media.height, media.duration_ms, media.size_bytes)
-        if not await app.db.write(complete, job=job, stored=stored, now=app.now()):
-            await app.storage.delete(key)
-            await app.storage.delete(poster_key)
+        await app.storage.put(keys["poster_key"], poster, "image/jpeg")
+        await app.storage.put(keys["storage_key"], file, "video/mp4")
+        if not await app.write(complete, job=job, stored=keys | msgspec.structs.asdict(media)):
+            for key in keys.values():
+                await app.storage.delete(key)
     finally:
         file.unlink(missing_ok=True)
         poster.unlink(missing_ok=True)
 
 
-def stored_keys(id: str, attempt: int) -> tuple[str, str]:
+def stored_keys(id: str, attempt: int) -> dict[str, str]:
     """Where a video and its poster lie in storage."""
-    return f"videos/{id}/{attempt}.mp4", f"videos/{id}/{attempt}.jpg"
-
-
-async def download(provider: Provider, job: Job, file: Path) -> None:
-    assert job.ref is not None and job.original_url is not None
-    size = 0
-    with file.open("wb") as target:
-        async for chunk in provider.open_result(job.ref, job.original_url):
-            size += len(chunk)
-            if size > RESULT_MAX:
-                raise NotAVideo(f"it is larger than {RESULT_MAX >> 30} GiB")
-            await asyncio.to_thread(target.write, chunk)
+    return {"storage_key": f"videos/{id}/{attempt}.mp4", "poster_key": f"videos/{id}/{attempt}.jpg"}
 
 
 async def take_care_after(app: App, provider: Provider, job: Job) -> None:
-    """What is left when a video has ended: stop the provider, remove the files of what was deleted or
-    given up, also those that a step which was cut off has left without a word in the database."""
+    """After its end: stop the provider, remove the files of what was deleted or given up, also those that a
+    step which was cut off has left without a word in the database."""
     if job.status == "FAILED" and job.ref:
         await provider.cancel(job.ref)
     if job.status == "FAILED" or job.deleted_at is not None:
         for attempt in range(1, job.attempt + 1):
-            for key in stored_keys(job.id, attempt):
+            for key in stored_keys(job.id, attempt).values():
                 await app.storage.delete(key)
-    await app.db.write(finish_aftercare, job=job, now=app.now())
+    await app.write(finish_aftercare, job=job)
 
 
 async def expire_credits(app: App) -> None:
-    while await app.db.write(expire, now=app.now()):
-        pass
+    with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
+        while await app.write(expire):
+            pass
 
 
 async def clean_up(app: App) -> None:
-    await app.db.write(forget_old, now=app.now())
-    await asyncio.to_thread(remove_older, Path(app.settings.data) / "renders", app.now() - LocalProvider.life)
+    with contextlib.suppress(asyncio.CancelledError):
+        await app.write(forget_old)
+        await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
 
 
-def remove_older(folder: Path, than: int) -> None:
-    for file in folder.iterdir():
-        if file.stat().st_mtime * SECOND < than:
+def remove_renders(data: Path, older_than: int) -> None:
+    for file in (data / "renders").iterdir():
+        if file.stat().st_mtime * SECOND < older_than:
             file.unlink(missing_ok=True)
-
-
-# What the clock does; each is harmless to repeat, and runs once at start.
-JOBS: list[tuple[Callable[[App], Coroutine[Any, Any, None]], dict[str, int]]] = [
-    (expire_credits, {"minutes": 1}),
-    (clean_up, {"hours": 1}),
-]
-
-
-async def run_job(app: App, job: Callable[[App], Coroutine[Any, Any, None]]) -> None:
-    with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
-        await job(app)
 
 
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[None]:
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
-    for job, every in JOBS:
-        scheduler.add_job(run_job, "interval", [app, job], next_run_time=datetime.now(UTC), **every)
+    for job, minutes in ((expire_credits, 1), (clean_up, 60)):  # harmless to repeat; each is run at start
+        scheduler.add_job(job, "interval", [app], next_run_time=datetime.now(UTC), minutes=minutes)
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
     try:
@@ -2802,46 +3227,48 @@ async def working(app: App) -> AsyncIterator[None]:
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
-        await finish_steps(app)
-
-
-async def finish_steps(app: App) -> None:
-    """Give running steps a moment; what is cut off is taken again after the next start."""
-    running = list(app.working.values())
-    if running:
-        _, late = await asyncio.wait(running, timeout=STOPPING_S)
-        for step_task in late:
-            step_task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        if running := list(app.working.values()):  # what is cut off is taken again after the next start
+            _, late = await asyncio.wait(running, timeout=STOPPING_S)
+            for step_task in late:
+                step_task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
 # ---------------------------------------------------------------------------
-# 14  Start
+# 16  Start
 # ---------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time, work: bool = True,
-                   providers: Mapping[str, Provider] | None = None) -> AsyncIterator[App]:  # fmt: skip
-    """Everything that runs, opened in order and closed in reverse.  Raises Refused, AlreadyRunning.
-    The arguments after the star are for tests."""
+                   providers: Mapping[str, Provider] | None = None, environ: Mapping[str, str] = os.environ,
+                   ) -> AsyncIterator[App]:  # fmt: skip
+    """Everything that runs.  Raises Refused, AlreadyRunning.  The arguments after the star are for tests."""
     data = Path(settings.data)
     async with contextlib.AsyncExitStack() as stack:
-        for folder in (data, data / "media", data / "renders", data / "temporary"):
-            make_folder(folder)
-        stack.enter_context(lock(data, settings))
-        for leftover in (data / "temporary").iterdir():
-            leftover.unlink()
+        stack.enter_context(own(data, settings))
         secret = read_secret(data / "secret")
         kept_here = FolderStorage(data / "media", secret, settings.link_minutes)
         storage = BucketStorage(settings) if settings.s3_endpoint else kept_here
         local = LocalProvider(data / "renders", storage.read)
         providers = {"local": local, **(providers or {})}
         catalogue = read_catalogue(catalogue_path(settings), set(providers))
+        ready = set(providers)
+        image = functools.partial(image_address, settings, storage, clock)
+        tell = functools.partial(callback_url, settings, secret)
+        for template in catalogue.providers:
+            key = read_key(environ, template.key)
+            known_as = {model.id: model.upstream.get(template.name) for model in catalogue.models}
+            providers[template.name] = outside = HttpProvider(
+                template, key, known_as, image=image, read=storage.read, clock=clock, callback_url=tell,
+                callback_key=read_key(environ, template.callback_key))  # fmt: skip
+            stack.push_async_callback(outside.close)
+            ready |= {template.name} if key or not template.key else set()
+        catalogue = with_providers(catalogue, ready)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         app = App(settings, catalogue, db, storage, providers=providers, secret=secret, clock=clock)
-        local.wake = functools.partial(wake, app)
+        local.wake = lambda video_id: app.write(hear_callback, id=video_id)
         stack.callback(app.hashers.shutdown)
         await prepare_administrator(app)
         if work:
@@ -2849,28 +3276,47 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         yield app
 
 
-async def wake(app: App, video_id: str) -> None:
-    await app.db.write(wake_job, id=video_id, now=app.now())
-    app.work_to_do.set()
+def callback_url(settings: Settings, secret: str, provider: str, job: Job) -> str | None:
+    """Where a provider tells us that a job has news; none where it could not reach us."""
+    token = callback_token(secret, provider, job.id, job.attempt)
+    path = f"/api/v1/video/callback/{provider}?job={job.id}&attempt={job.attempt}&token={token}"
+    return settings.public_url + path if settings.public_url else None
+
+
+def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
+    """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
+    return sign(secret, "callback", f"{provider}:{id}:{attempt}")[:43]
+
+
+def read_key(environ: Mapping[str, str], variable: str) -> str:
+    """A provider's key, from its variable or the file that <VARIABLE>_FILE names; empty without one."""
+    path = environ.get(f"{variable}_FILE") if variable else None
+    return environ.get(variable, "") if path is None else read_secret_file(f"{variable}_FILE", path)
+
+
+async def image_address(settings: Settings, storage: Storage, clock: Callable[[], float], key: str) -> str:
+    """Where a provider fetches an image: a link, or, where no provider could reach one, the image itself."""
+    if settings.s3_endpoint or settings.public_url.startswith("https:"):
+        return storage.link(key, base=settings.public_url, now=int(clock() * 1000))
+    return f"data:{image_type(key)};base64,{base64.b64encode(await storage.read(key)).decode()}"
 
 
 # ---------------------------------------------------------------------------
-# 15  HTTP
+# 17  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, whose parameters say
 # what is asked for; the others are handlers: they parse, call one function, and answer.  Where signed_in or
 # administrator comes before, request.user is who asks; what uses it without them fails closed.
 
-BODY_MAX = 256 * 1024  # bytes of JSON
-UPLOAD_MAX = 10_000_000  # bytes of an image
+BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S = 60  # Prefer: wait
-REMEMBERED = MINUTE  # a session or key is looked up again after this long
-REMEMBERED_MAX = 10_000
+REMEMBERED, REMEMBERED_MAX = MINUTE, 10_000  # a session or key is looked up again after this long
 STREAMS_MAX = 20  # open event streams of a user
-STREAM_LIFE_S = 600  # then the browser connects again, and is checked again
-PING_S = 15
+STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
+DISK_LOW_MB = 200
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+signature = functools.cache(inspect.signature)
 
 
 class Request(litestar.Request[Principal, Any, State]):
@@ -2889,15 +3335,15 @@ class Request(litestar.Request[Principal, Any, State]):
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
-        return {word: KNOWN[word](self) for word in known_words(fn) - given.keys()} | given
+        unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
+        return {word: KNOWN[word](self) for word in unsaid} | given
 
     async def hash(self, password: str) -> str:
         return await self.parts.hash(HASHER.hash, password)
 
     @property
     def parts(self) -> App:
-        parts: App = self.app.opt["parts"]
-        return parts
+        return cast(App, self.app.opt["parts"])
 
     @property
     def base(self) -> str:
@@ -2909,7 +3355,6 @@ class Request(litestar.Request[Principal, Any, State]):
         return "__Host-videofly" if self.base.startswith("https:") else "videofly"
 
     def cookie(self, token: str, life: int = SESSION_LIFE) -> Cookie:
-        """The cookie of a session."""
         return Cookie(self.cookie_name, value=token, httponly=True, samesite="lax", max_age=life // SECOND,
                       secure=self.base.startswith("https:"))  # fmt: skip
 
@@ -2933,9 +3378,8 @@ def refuse_field(struct: type[Input], reason: str) -> Problem:
     field = re.split(r"[.\[`]", path)[0]
     if "unknown field" in reason:
         reason += f"; the fields are {', '.join(struct.__struct_encode_fields__)}"
-    if not field:
-        return Invalid(f"{reason}.")
-    return struct.problems.get(field, Invalid)(f"{field}: {reason}.", field=field)
+    kind = struct.problems.get(field, Invalid)
+    return kind(f"{field}: {reason}.", field=field) if field else Invalid(f"{reason}.")
 
 
 # What a function is told without anybody being asked, where it has such a parameter.
@@ -2946,13 +3390,7 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "rules": lambda request: request.parts.catalogue.credits,
     "catalog_version": lambda request: request.parts.catalogue.version,
     "max_running": lambda request: request.parts.settings.video_max_concurrent,
-    "timeout": lambda request: request.parts.settings.video_timeout_minutes * MINUTE,
-}
-
-
-@functools.cache
-def known_words(fn: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(fn).parameters) & KNOWN.keys()
+    "timeout": lambda request: request.parts.settings.video_timeout_minutes * MINUTE}  # fmt: skip
 
 
 # --- answers
@@ -2979,54 +3417,37 @@ def ok(data: T) -> Answer[T]:
     return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
 
 
-REFUSED = {
-    status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
-        f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
-    for status in sorted({kind.status for kind in Problem.__subclasses__()})
-}  # fmt: skip
+REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
+    f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
+    for status in sorted({kind.status for kind in Problem.__subclasses__()})}  # fmt: skip
 ARGUMENTS = {  # what Litestar would say in its own way
     "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
     "key": "Idempotency-Key must be 1 to 255 characters.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(get_args(Status))}.",
-}
-
-
-def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
-    known = {"Retry-After": "1"} if isinstance(problem, Busy) else {}
-    if isinstance(problem, Unauthorized):
-        known = {"WWW-Authenticate": "Bearer"}
-    told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
-    failed = Failed(False, Refusal(problem.code, problem.message, problem.details))
-    return Response(failed, status_code=problem.status, headers=known | told)
-
-
+    "status": f"status must be one of {', '.join(get_args(Status))}."}  # fmt: skip
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 
-def answer_http_exception(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
+def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
+    fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
+    told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
+    failed = Failed(False, Refusal(problem.code, problem.message, problem.details))
+    return Response(failed, status_code=problem.status, headers=fixed | told)
+
+
+def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
     """What Litestar itself refuses, in our words."""
+    if failure.status_code >= 500:
+        return answer_bug(request, failure)
     allow = (failure.headers or {}).get("allow", "")
-    match failure.status_code:
-        case 404:
-            problem: Problem = NotFound(f"There is nothing at {request.url.path}.")
-        case 405:
-            problem = MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)
-        case 413:
-            problem = TooLarge()
-        case status if status >= 500:
-            return answer_bug(request, failure)
-        case _:
-            problem = Invalid(bad_argument(failure))
-    return answer_problem(request, problem)
-
-
-def bad_argument(failure: HTTPException) -> str:
     faults = failure.extra if isinstance(failure.extra, list) else []
     key = "data" if "multipart" in failure.detail else next((fault.get("key", "") for fault in faults), "")
     others = "; ".join(f"{fault.get('key')}: {fault.get('message')}" for fault in faults)
-    return ARGUMENTS.get(key) or others or failure.detail
+    problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
+                405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
+    otherwise = Invalid(ARGUMENTS.get(key) or others or failure.detail)
+    return answer_problem(request, problems.get(failure.status_code, otherwise))
 
 
 def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
@@ -3038,6 +3459,12 @@ def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
 
 
 # --- who is asking
+
+IdempotencyKey = Annotated[str | None, HeaderParameter(
+    name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
+Prefer = Annotated[str | None, HeaderParameter(
+    name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
+WITH_KEY = [{"key": list[str]()}]  # for the document only
 
 
 async def guard_against_forgery(request: AnyRequest) -> None:
@@ -3052,8 +3479,7 @@ async def guard_against_forgery(request: AnyRequest) -> None:
 
 
 async def authenticate(request: Request) -> Principal:
-    """Who is asking: request.user from now on.  Raises Unauthorized.  Remembered for a minute, or until an
-    account changes."""
+    """Who asks: request.user from now on, for a minute or until an account changes.  Raises Unauthorized."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if not scheme:
         secret = request.cookies.get(request.cookie_name, "")
@@ -3062,8 +3488,7 @@ async def authenticate(request: Request) -> Principal:
         raise Unauthorized
     app = request.parts
     remembered, now, secret_digest = app.principals, app.now(), digest(secret)
-    known = remembered.get(secret_digest)
-    if known is None or (known.until_at is not None and known.until_at <= now):
+    if (known := remembered.get(secret_digest)) is None or (known.until_at or 0) <= now:
         known = await look_up(app, secret.strip(), secret_digest, now)
         if len(remembered) >= REMEMBERED_MAX:
             remembered.clear()
@@ -3077,12 +3502,10 @@ async def authenticate(request: Request) -> Principal:
 async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
     if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
         return await app.db.read(find_operator)
-    if not secret.startswith("vf_"):
-        found = await app.db.read(find_session, digest=secret_digest, now=now)
-    elif is_api_key(secret):
-        found = await app.db.read(find_key, digest=secret_digest, now=now)
-    else:
+    is_key = secret.startswith("vf_")
+    if is_key and not is_api_key(secret):
         raise Unauthorized("That API key is mistyped.")
+    found = await app.db.read(find_key if is_key else find_session, digest=secret_digest, now=now)
     if found is None:
         raise Unauthorized("That API key or session is not valid, or not any more.")
     if found.api_key_id and (found.last_used_at or 0) + KEY_USE_GRAIN <= now:
@@ -3108,21 +3531,9 @@ async def administrator(request: AnyRequest) -> None:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
 
-Uuid = FromPath[str]
-Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
-Limit = Annotated[int, QueryParameter(ge=1, le=100)]
-OnlyStatus = FromQuery[Status | None]
-IdempotencyKey = Annotated[str | None, HeaderParameter(
-    name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
-Prefer = Annotated[str | None, HeaderParameter(
-    name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
-WITH_KEY = [{"key": list[str]()}]  # for the document only
-
-
 def once_of(request: Request, key: str | None, body: Any) -> Once | None:
-    if not (key and request.user.user_id):
-        return None
-    return Once(key, digest(f"{request.method} {request.url.path} {as_json(body)}"))
+    asked = f"{request.method} {request.url.path} {as_json(body)}"
+    return Once(key, digest(asked)) if key and request.user.user_id else None
 
 
 # --- videos
@@ -3137,8 +3548,7 @@ class VideoStatus(Output, frozen=True):
 
 
 def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
-    video = get_video(db, user_id=user_id, id=id)
-    return VideoStatus(video.status, video.progress, video.video_url, video.poster_url, video.error)
+    return msgspec.convert(get_video(db, user_id=user_id, id=id), VideoStatus, from_attributes=True)
 
 
 def with_links(request: Request, data: T) -> T:
@@ -3147,10 +3557,8 @@ def with_links(request: Request, data: T) -> T:
     if isinstance(data, VideoList):
         changes = {"videos": [with_links(request, video) for video in data.videos]}
     elif isinstance(data, Video | VideoStatus):
-        changes = {
-            field: app.storage.link(key, base=request.base, now=app.now())
-            for field in ("video_url", "poster_url") if (key := getattr(data, field))
-        }  # fmt: skip
+        changes = {field: app.storage.link(key, base=request.base, now=app.now())
+                   for field in ("video_url", "poster_url") if (key := getattr(data, field))}  # fmt: skip
     return cast(T, msgspec.structs.replace(cast(msgspec.Struct, data), **changes)) if changes else data
 
 
@@ -3161,8 +3569,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
         async with asyncio.timeout(seconds):
             while not app.stopping.is_set():
                 bell = app.bells.of(request.user.user_id)
-                video = await request.read(get_video, id=id)
-                if video.finished_at:
+                if (video := await request.read(get_video, id=id)).finished_at:
                     return video
                 await bell.wait()
     return await request.read(get_video, id=id)
@@ -3173,9 +3580,8 @@ async def answer_order(request: Request, id: str, stored: bytes, prefer: str | N
     ordered = msgspec.json.decode(stored)["videoUuid"]
     preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
     wait_s = min(int(preferred[1]), WAIT_MAX_S) if preferred else 0
-    headers = {"Location": f"/api/v1/video/{ordered}"}
-    if ordered != id:
-        headers["Idempotent-Replayed"] = "true"
+    replayed = {"Idempotent-Replayed": "true"} if ordered != id else {}
+    headers = {"Location": f"/api/v1/video/{ordered}"} | replayed
     if not wait_s:
         return Response(ok(stored), headers=headers)
     headers["Preference-Applied"] = f"wait={wait_s}"
@@ -3190,15 +3596,14 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
     return await answer_order(request, id, stored, prefer)
 
 
-async def store_again(request: Request, uuid: Uuid, key: IdempotencyKey = None,
+async def store_again(request: Request, uuid: FromPath[str], key: IdempotencyKey = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
     stored = await request.write(retry_video, id=uuid, once=once_of(request, key, None))
     return await answer_order(request, uuid, stored, prefer)
 
 
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
-    order = choose(request.parts.catalogue, data, seed=0)
-    return ok(await request.read(quote_video, order=order))
+    return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
 
 
 async def follow_events(request: Request) -> ServerSentEvent:
@@ -3209,6 +3614,27 @@ async def follow_events(request: Request) -> ServerSentEvent:
     last = request.headers.get("last-event-id", "")
     after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
     return ServerSentEvent(stream_events(app, user_id, after))
+
+
+@post("/api/v1/video/callback/{provider:str}", status_code=200, request_max_body_size=1 << 20,
+      include_in_schema=False)  # fmt: skip
+async def provider_callback(request: Request, provider: FromPath[str], job: FromQuery[str] = "",
+                            attempt: FromQuery[int] = 0, token: FromQuery[str] = "") -> Answer[None]:
+    """A provider has news of a job.  Whatever it says, all that follows is that we look."""
+    app, body = request.parts, await request.body()
+    right, there = callback_token(app.secret, provider, job, attempt), app.providers.get(provider)
+    if not isinstance(there, HttpProvider) or not hmac.compare_digest(token.encode(), right.encode()):
+        raise Unauthorized("That is no callback that we asked for.")
+    try:
+        signed, ref = await there.is_signed(request.headers, body), there.adopt(body)
+        if signed:
+            await app.db.write(hear_callback, id=job, attempt=attempt, ref=ref, now=app.now())
+    except Exception as failure:
+        log.exception("callback of %s for %s", provider, job)
+        raise CallbackFailed from failure
+    if not signed:
+        raise Unauthorized("The provider did not sign that callback.")
+    return ok(None)
 
 
 def new_uuid(now: int) -> str:
@@ -3229,59 +3655,49 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
             for event in events:
                 yield ServerSentEventMessage(id=event.id, event=event.type, data=event.data)
                 after = event.id
-            if not events and not await rung(bell, PING_S):
-                yield ServerSentEventMessage(data=None, comment="ping")
+            if not events:
+                try:
+                    await asyncio.wait_for(bell.wait(), PING_S)
+                except TimeoutError:
+                    yield ServerSentEventMessage(data=None, comment="ping")
     finally:
         app.streams -= Counter([user_id])  # which also forgets those who have none
 
 
-async def rung(bell: asyncio.Event, within_s: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        return await asyncio.wait_for(bell.wait(), within_s)
-    return False
-
-
 # --- files
 
-
-IMAGE_FORM = {
+ImageForm = Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART, schema_extra={
     "properties": {"file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)},
-    "required": ["file"],
-}
-ImageForm = Annotated[dict[str, UploadFile], Body(
-    media_type=RequestEncodingType.MULTI_PART, schema_extra=IMAGE_FORM)]  # fmt: skip
+    "required": ["file"]})]  # fmt: skip
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+MEDIA_HEADERS = NOSNIFF | {
+    "Cache-Control": "private, max-age=3600",
+    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}  # fmt: skip
 
 
 @post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, tags=["files"], security=WITH_KEY,
       before_request=signed_in, responses=REFUSED)  # fmt: skip
 async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
-    file = data.get("file")
-    if not isinstance(file, UploadFile):
+    if not isinstance(file := data.get("file"), UploadFile):
         raise Invalid("Send the image as the multipart form field `file`.", field="file")
-    content = await file.read()
-    if len(content) > UPLOAD_MAX:
+    if len(content := await file.read()) > UPLOAD_MAX:
         raise TooLarge("An image may have 10 MB at most.")
     app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
     key = f"uploads/{new_uuid(app.now())}.{ending}"
-    await keep_upload(request, key, media_type, content)
-    return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
-
-
-async def keep_upload(request: Request, key: str, media_type: str, content: bytes) -> None:
-    app = request.parts
-    file = app.temporary / key.replace("/", "-")
+    part = app.temporary / key.replace("/", "-")
     try:
         with storage_failures():
-            await asyncio.to_thread(file.write_bytes, content)
-        await app.storage.put(key, file, media_type)
+            await asyncio.to_thread(part.write_bytes, content)
+        await app.storage.put(key, part, media_type)
         try:
             await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
         except Exception:
             await app.storage.delete(key)
             raise
     finally:
-        file.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+    return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
 
 
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
@@ -3293,13 +3709,6 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
         raise NotFound
     file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
     return FileResponse(file, headers=MEDIA_HEADERS)
-
-
-MEDIA_HEADERS = {
-    "Cache-Control": "private, max-age=3600",
-    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 # --- the catalogue
@@ -3328,18 +3737,15 @@ class ProductList(Output, frozen=True):
 
 
 def model_offer(model: Model) -> ModelOffer:
-    prices = {
-        quality: {str(n): price(model, duration=n, quality=quality) for n in model.durations}
-        for quality in model.qualities
-    }
+    prices = {quality: {str(n): price(model, duration=n, quality=quality) for n in model.durations}
+              for quality in model.qualities}  # fmt: skip
     return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations,
                       model.aspect_ratios, list(model.qualities), prices)  # fmt: skip
 
 
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
-    models = [model_offer(model) for model in catalogue.models if model.enabled]
-    return ok(ModelList(models, catalogue.version))
+    return ok(ModelList([model_offer(each) for each in catalogue.models if each.enabled], catalogue.version))
 
 
 async def list_products(request: Request) -> Answer[ProductList]:
@@ -3440,8 +3846,7 @@ async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[U
 
 
 async def sign_out(request: Request) -> Response[None]:
-    token = request.cookies.get(request.cookie_name)
-    if token:
+    if token := request.cookies.get(request.cookie_name):
         await request.write(end_session, digest=digest(token))
     return Response(None, cookies=[request.cookie("", 0)])
 
@@ -3455,8 +3860,7 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
         wrong = "currentPassword is wrong."
         _, attempt = await check_password(request, user.email, data.current_password, wrong)
         await request.write(forget_attempt, attempt=attempt)
-    hashed = await request.hash(data.new_password)
-    return await begin_session(request, set_password, password_hash=hashed)
+    return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
 
 
 class KeyWish(Input, frozen=True):
@@ -3578,8 +3982,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
     app = request.parts
     free_mb = shutil.disk_usage(app.settings.data).free >> 20
-    faults = await app.db.read(integrity_faults)
-    books = await app.db.read(audit)
+    faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
     try:
         await app.storage.check()
         storage = Checked("storage", True, type(app.storage).__name__)
@@ -3591,12 +3994,9 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         Checked("database", not faults, "; ".join(faults) or "whole"),
         Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
-        storage,
-    ]
+        *(Checked(f"provider {name}", True, there.standing()) for name, there in app.providers.items()
+          if isinstance(there, HttpProvider)), storage]  # fmt: skip
     return ok(CheckList(all(check.ok for check in checks), checks))
-
-
-DISK_LOW_MB = 200
 
 
 def integrity_faults(db: Db) -> list[str]:
@@ -3606,6 +4006,9 @@ def integrity_faults(db: Db) -> list[str]:
 # --- the table of addresses
 
 Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
+Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
+Limit = Annotated[int, QueryParameter(ge=1, le=100)]
+OnlyStatus = FromQuery[Status | None]
 ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
@@ -3619,13 +4022,11 @@ def once_only(db: Db, *, act: Callable[[Db], Output], user_id: str, once: Once |
 def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
     path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
-    hints, required = get_type_hints(fn), inspect.Parameter.empty
+    hints, parameter, required = get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
     asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
-    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (Uuid, required))
-    if "wish" in hints:
-        asked["data"] = (cast(Any, JSONBody)[hints["wish"]], required)
-    if once:
-        asked["key"] = (IdempotencyKey, None)
+    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
+    asked |= {"data": (cast(Any, JSONBody)[hints["wish"]], required)} if "wish" in hints else {}
+    asked |= {"key": (IdempotencyKey, None)} if once else {}
 
     async def handler(request: Request, key: str | None = None, **given: Any) -> Any:
         told = {INSIDE.get(word, word): value for word, value in given.items()}
@@ -3637,8 +4038,7 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
         return None if data is None else ok(with_links(request, data))
 
     vars(handler)["__signature__"] = inspect.Signature([
-        inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for word, (_, default) in asked.items()])  # fmt: skip
+        parameter(word, parameter.KEYWORD_ONLY, default=value) for word, (_, value) in asked.items()])
     returns = None if hints["return"] is type(None) else cast(Any, Answer)[hints["return"]]
     handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
     return handler
@@ -3653,14 +4053,12 @@ def group(tag: str, who: Callable[[AnyRequest], Awaitable[None]] | None,
 
 
 def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..., Any]) -> Any:
-    status, transaction = int(how) if how.isdecimal() else None, "db" in inspect.signature(fn).parameters
+    status, transaction = int(how) if how.isdecimal() else None, "db" in signature(fn).parameters
     handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
     handler.__name__ = name  # the operation's, in the document
     responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
-    return METHODS[method](path, status_code=status, responses=responses)(handler)
-
-
-METHODS = {"GET": get, "POST": post, "DELETE": delete}
+    verb = {"GET": get, "POST": post, "DELETE": delete}[method]
+    return verb(path, status_code=status, responses=responses)(handler)
 
 
 # Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
@@ -3675,31 +4073,26 @@ ADDRESSES = [
         "get_receipt    GET    /api/v1/video/{uuid:str}/receipt": receipt,
         "cancel_video   POST   /api/v1/video/{uuid:str}/cancel   200": cancel_video,
         "retry_video    POST   /api/v1/video/{uuid:str}/retry": store_again,
-        "delete_video   DELETE /api/v1/video/{uuid:str}": delete_video,
-    }),
+        "delete_video   DELETE /api/v1/video/{uuid:str}": delete_video}),
     group("credits", signed_in, {
         "get_balance    GET    /api/v1/credit/balance": balance,
         "list_history   GET    /api/v1/credit/history": history,
         "list_packages  GET    /api/v1/credit/packages": list_packages,
-        "get_proof      GET    /api/v1/credit/proof": proof,
-    }),
+        "get_proof      GET    /api/v1/credit/proof": proof}),
     group("catalogue", None, {
         "list_models    GET    /api/v1/config/models": list_models,
-        "list_products  GET    /api/v1/config/products": list_products,
-    }),
+        "list_products  GET    /api/v1/config/products": list_products}),
     group("accounts", guard_against_forgery, {
         "set_up         POST   /api/auth/set-up": make_first_account,
         "sign_up        POST   /api/auth/sign-up": join,
         "sign_in        POST   /api/auth/sign-in                 200": sign_in,
-        "sign_out       POST   /api/auth/sign-out                204": sign_out,
-    }),
+        "sign_out       POST   /api/auth/sign-out                204": sign_out}),
     group("accounts", signed_in, {
         "password       POST   /api/auth/password                200": change_password,
         "get_user       GET    /api/v1/user/me": get_user,
         "list_keys      GET    /api/v1/keys": list_keys,
         "make_key       POST   /api/v1/keys": make_key,
-        "revoke_key     DELETE /api/v1/keys/{id:str}": revoke_key,
-    }),
+        "revoke_key     DELETE /api/v1/keys/{id:str}": revoke_key}),
     group("administration", administrator, {
         "add_user       POST   /api/v1/admin/users": make_account,
         "set_password   POST   /api/v1/admin/users/password      200": replace_password,
@@ -3708,9 +4101,7 @@ ADDRESSES = [
         "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
         "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
         "audit          GET    /api/v1/admin/audit": audit,
-        "check          GET    /api/v1/admin/check": check_parts,
-    }),
-]  # fmt: skip
+        "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
 
 
 # --- pages and health
@@ -3724,26 +4115,17 @@ PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
 DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
 PAGES = ["/", "/set-up", "/sign-in", "/sign-up"]
-
-
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-PAGE_HEADERS = {
-    "Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
-}  # fmt: skip
+PAGE_HEADERS = NOSNIFF | {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 # Swagger UI writes styles into its elements, and draws its icons as data.
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 DOCS_HEADERS = PAGE_HEADERS | {"Content-Security-Policy": DOCS_POLICY}
-as_page = functools.partial(get, media_type=MediaType.HTML, include_in_schema=False, sync_to_thread=False)
 
 
-@as_page(PAGES, response_headers=PAGE_HEADERS)
-def start_page() -> str:
-    return PAGE
-
-
-@as_page("/docs", response_headers=DOCS_HEADERS)
-def docs() -> str:
-    return DOCS
+@get([*PAGES, "/docs"], include_in_schema=False)
+async def show_page(request: Request) -> Response[str]:
+    text, headers = (DOCS, DOCS_HEADERS) if request.url.path.startswith("/docs") else (PAGE, PAGE_HEADERS)
+    return Response(text, media_type=MediaType.HTML, headers=headers)
 
 
 @get(["/up", "/healthz"], include_in_schema=False)
@@ -3768,48 +4150,47 @@ async def ready(request: Request) -> dict[str, str]:
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
 
-    def render(self, request: litestar.Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+    def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         names = "#/components/schemas/{name}"
         _, bodies = msgspec.json.schema_components(Input.__subclasses__(), ref_template=names)
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
 
-OPENAPI = OpenAPIConfig(
-    title="VideoFly",
-    version="1",
-    description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
-    path="/openapi.json",
-    render_plugins=[Document(path="/")],
-    components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
-)
-
-
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
-    swagger = Path(offapi.__file__).parent
+    folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
     return Litestar(
-        route_handlers=[
-            *ADDRESSES, upload_image, media, start_page, docs, alive, ready,
-            create_static_files_router(STATIC_PATH, [STATIC], cache_control=FOR_EVER),
-            create_static_files_router("/docs/swagger", [swagger], cache_control=FOR_EVER),
-        ],
-        opt={"parts": app},
-        request_class=Request,
-        request_max_body_size=BODY_MAX,
-        exception_handlers={
-            Problem: answer_problem, HTTPException: answer_http_exception, Exception: answer_bug,
-        },
-        openapi_config=OPENAPI,
-        logging_config=None,
-    )  # fmt: skip
+        [*ADDRESSES, provider_callback, upload_image, media, show_page, alive, ready,
+         *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
+        opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
+        exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},
+        openapi_config=OpenAPIConfig(
+            title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
+            description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
+            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")})))
 
 
 # ---------------------------------------------------------------------------
-# 16  Command line
+# 18  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
+
+FIRST_START = """\
+VideoFly is at {url}
+
+Nobody has an account yet. Make yours (this link works once):
+
+  {url}/set-up#{token}
+
+or paste this line into a terminal, with your address, to get a key and a first video:
+
+  KEY=$(curl -fsS {url}/api/auth/set-up -H 'Content-Type: application/json' -H 'Accept: text/plain' \
+-d '{{"token":"{token}","email":"you@example.com"}}') && echo "Your API key: $KEY" && \
+curl -fsS {url}/api/v1/video/generate -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
+-H 'Prefer: wait=60' -d '{{"model":"preview","prompt":"a red fox over snow"}}'
+"""
 
 
 class Server(uvicorn.Server):
@@ -3832,62 +4213,38 @@ class Server(uvicorn.Server):
 
 
 def greeting(app: App) -> str:
-    url = app.settings.public_url or local_url(app.settings)
-    if app.set_up_token is None:
-        return f"VideoFly is at {url}"
-    return FIRST_START.format(url=url, token=app.set_up_token)
-
-
-FIRST_START = """\
-VideoFly is at {url}
-
-Nobody has an account yet. Make yours (this link works once):
-
-  {url}/set-up#{token}
-
-or paste this line into a terminal, with your address, to get a key and a first video:
-
-  KEY=$(curl -fsS {url}/api/auth/set-up -H 'Content-Type: application/json' -H 'Accept: text/plain' \
--d '{{"token":"{token}","email":"you@example.com"}}') && echo "Your API key: $KEY" && \
-curl -fsS {url}/api/v1/video/generate -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
--H 'Prefer: wait=60' -d '{{"model":"preview","prompt":"a red fox over snow"}}'
-"""
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The socket to serve on.  Raises Refused."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]
-        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
+    url, token = app.settings.public_url or local_url(app.settings), app.set_up_token
+    return FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}"
 
 
 async def serve_until_stopped(settings: Settings) -> None:
-    with listen(settings) as listener:
+    host, port = settings.host, settings.port
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
+    with listener:
         async with open_app(settings) as app:
             config = uvicorn.Config(
-                http(app), host=settings.host, port=settings.port, lifespan="off", log_config=None,
-                access_log=False, server_header=False, proxy_headers=True, timeout_keep_alive=75,
-                forwarded_allow_ips=settings.trusted_proxies, timeout_graceful_shutdown=10,
-            )  # fmt: skip
+                http(app), host=host, port=port, lifespan="off", log_config=None, access_log=False,
+                server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
+                timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
             await Server(config, app).serve([listener])
 
 
 @contextlib.asynccontextmanager
-async def api(settings: Settings, server: str | None = None, key: str | None = None,
-              ) -> AsyncIterator[httpx.AsyncClient]:  # fmt: skip
+async def api(settings: Settings, server: str = "", key: str = "") -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server named, of the one on the data folder, or of one opened for the moment."""
     async with contextlib.AsyncExitStack() as stack:
-        if server:
-            transport, base, token = None, server, key or ""
-        else:
+        transport, base, token = None, server, key
+        if not server:
             try:
                 app = await stack.enter_async_context(open_app(settings))
                 transport, base = httpx.ASGITransport(cast(Any, http(app))), "http://videofly.local"
             except AlreadyRunning as running:
-                transport, base = None, running.url
+                base = running.url
             token = key or operator_token(read_secret(Path(settings.data) / "secret"))
         client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
                                    headers={"Authorization": f"Bearer {token}"})  # fmt: skip
@@ -3898,12 +4255,11 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     """The data of an answer.  A refusal ends the command with its sentence."""
     body = {name: value for name, value in wish.items() if value is not None}
     try:
-        answer = await client.request(*line.split(), json=body or None)
-        content = answer.json()
+        content = (await client.request(*line.split(), json=body or None)).json()
     except (httpx.HTTPError, ValueError) as failure:
         raise click.ClickException(f"{client.base_url} does not answer: {failure}") from None
     if not content.get("success"):
-        raise click.ClickException(f"{content['error']['code']}: {content['error']['message']}")
+        raise click.ClickException("{code}: {message}".format_map(content["error"]))
     return content["data"]
 
 
@@ -3919,17 +4275,17 @@ def start(work: Callable[[Settings], Coroutine[Any, Any, T]], **environ: str) ->
         raise click.ClickException(str(refusal)) from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
+    click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])  # fmt: skip
 def main() -> None:
     """VideoFly: a whole AI-video business in one process and one SQLite file."""
 
 
 @main.command()
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--host", "VIDEOFLY_HOST", help="Address to listen on.")
+@click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
+def serve(**named: str | int | None) -> None:
     """Run the server."""
-    named = {"VIDEOFLY_HOST": host, "VIDEOFLY_PORT": port}
     start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
 
 
@@ -3948,25 +4304,20 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
 
 
 def operation(words: str, help: str, line: str, body: type[Input] | None, show: Callable[[Any], str]) -> None:
-    """Add a command that is one request by the operator.  It fails when the answer is not ok or not valid."""
+    """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
 
     def run_command(**given: Any) -> None:
         async def request(settings: Settings) -> Any:
             async with api(settings) as client:
-                return await ask(client, line, **given)
+                return await ask(client, line.replace(" ", " /api/v1/admin/"), **given)
 
         answer = start(request)
         click.echo(show(answer))
         sys.exit(0 if answer.get("ok", answer.get("valid", True)) else 1)
 
     group, _, name = words.rpartition(" ")
-    if group and group not in main.commands:
-        main.add_command(click.Group(group, help=GROUPS[group]))
     home = cast(click.Group, main.commands[group]) if group else main
     home.add_command(click.Command(name, callback=run_command, params=[*parameters(body)], help=help))
-
-
-GROUPS = {"user": "Accounts.", "key": "API keys."}
 
 
 def show_account(made: Any) -> str:
@@ -3974,9 +4325,8 @@ def show_account(made: Any) -> str:
 
 
 def show_books(found: Any) -> str:
-    verdict = "valid" if found["valid"] else "NOT VALID"
-    total = f"{found['transactions']} transactions, head {found['headHash']}: {verdict}"
-    return "\n".join([*found["faults"], total])
+    total = f"{found['transactions']} transactions, head {found['headHash']}: "
+    return "\n".join([*found["faults"], total + ("valid" if found["valid"] else "NOT VALID")])
 
 
 def show_checks(found: Any) -> str:
@@ -3984,18 +4334,13 @@ def show_checks(found: Any) -> str:
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
 
 
-operation("user add", "Make an account, with the welcome credits.",
-          "POST /api/v1/admin/users", UserWish, show_account)  # fmt: skip
-operation("user password", "Set a new password; every session of the account ends.",
-          "POST /api/v1/admin/users/password", PasswordWish, show_account)  # fmt: skip
-operation("key create", "Make an API key, and print only it.",
-          "POST /api/v1/admin/keys", KeyForUser, lambda made: str(made["apiKey"]))  # fmt: skip
-operation("grant", "Give credits.",
-          "POST /api/v1/admin/credits/grant", Grant, lambda after: f"available: {after['availableCredits']}")
-operation("audit", "Replay the journal: every hash, every balance.",
-          "GET /api/v1/admin/audit", None, show_books)  # fmt: skip
-operation("check", "Look at everything the server stands on.",
-          "GET /api/v1/admin/check", None, show_checks)  # fmt: skip
+operation("user add", "Make an account, with the welcome credits.", "POST users", UserWish, show_account)
+operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
+          PasswordWish, show_account)  # fmt: skip
+operation("key create", "Make an API key, and print only it.", "POST keys", KeyForUser, "{apiKey}".format_map)
+operation("grant", "Give credits.", "POST credits/grant", Grant, "available: {availableCredits}".format_map)
+operation("audit", "Replay the journal: every hash, every balance.", "GET audit", None, show_books)
+operation("check", "Look at everything the server stands on.", "GET check", None, show_checks)
 
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
@@ -4006,7 +4351,7 @@ def generate_command(out: Path, server: str | None, key: str | None, **wish: Any
     """Make a video and fetch it."""
 
     async def run_client(settings: Settings) -> None:
-        async with api(settings, server, key) as client:
+        async with api(settings, server or "", key or "") as client:
             await fetch_video(client, await follow_video(client, wish), out)
 
     start(run_client)
@@ -4014,9 +4359,8 @@ def generate_command(out: Path, server: str | None, key: str | None, **wish: Any
 
 
 async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
-    """Order a video, show how it comes along, and return its address.  Once per Idempotency-Key, so that a
-    line that breaks orders nothing twice."""
-    client.headers["Idempotency-Key"] = secrets.token_hex(16)
+    """Order a video, show how it comes along, and return its address."""
+    client.headers["Idempotency-Key"] = secrets.token_hex(16)  # a line that breaks orders nothing twice
     id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
         bar = bars.add_task(wish["prompt"][:40], total=100)
@@ -4026,8 +4370,7 @@ async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
             if now["status"] == "COMPLETED":
                 return str(now["videoUrl"])
             if now["status"] == "FAILED":
-                error = now["error"]
-                raise click.ClickException(f"{error['code']}: {error['message']} Nothing was charged.")
+                raise click.ClickException("{code}: {message} Nothing was charged.".format_map(now["error"]))
             await asyncio.sleep(0.3)
 
 
@@ -4035,9 +4378,8 @@ async def fetch_video(client: httpx.AsyncClient, url: str, out: Path) -> None:
     """Stream a file to disk; without our key, where it is another's address."""
     elsewhere = not url.startswith(str(client.base_url).rstrip("/") + "/")
     part = out.with_name(out.name + ".part")
-    async with contextlib.AsyncExitStack() as stack:
-        source = await stack.enter_async_context(httpx.AsyncClient(timeout=60)) if elsewhere else client
-        answer = await stack.enter_async_context(source.stream("GET", url))
+    source = httpx.AsyncClient(timeout=60) if elsewhere else contextlib.nullcontext(client)
+    async with source as asked, asked.stream("GET", url) as answer:
         answer.raise_for_status()
         with part.open("wb") as target:
             async for chunk in answer.aiter_bytes():

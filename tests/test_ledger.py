@@ -282,7 +282,8 @@ class Ledger(RuleBasedStateMachine):
     def complete(self, job, video):
         current = self.is_current(job)
         done = (video.status, video.attempt, video.deleted) == ("COMPLETED", job.attempt, False)
-        stored = v.Stored(*v.stored_keys(job.id, job.attempt), 64, 48, 500, 1000)
+        media = {"width": 64, "height": 48, "duration_ms": 500, "size_bytes": 1000}
+        stored = v.stored_keys(job.id, job.attempt) | media
         assert self.do(v.complete, job=job, stored=stored) == (current or done)
         if current:
             self.model.end(video, "COMPLETED")

@@ -201,7 +201,8 @@ class Ledger:
 
     def done(self, id):
         job = self.job(id)
-        stored = v.Stored(*v.stored_keys(id, job.attempt), 64, 48, 500, 1000)
+        media = {"width": 64, "height": 48, "duration_ms": 500, "size_bytes": 1000}
+        stored = v.stored_keys(id, job.attempt) | media
         return self.do(v.complete, job=job, stored=stored)
 
     def failed(self, id):

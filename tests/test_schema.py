@@ -9,7 +9,8 @@ import videofly as v
 
 RULES = v.CreditRules(gift=10, gift_days=30, plan_days=30, pack_days=365)
 ORDER = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, ["uploads/a.png"], 20, "v1")
-STORED = v.Stored("videos/x.mp4", "videos/x.jpg", 64, 48, 500, 1000)
+STORED = {"storage_key": "videos/x.mp4", "poster_key": "videos/x.jpg", "width": 64, "height": 48,
+          "duration_ms": 500, "size_bytes": 1000}
 RUNNING, MADE, FAILED, NEW = (name.ljust(36, "0") for name in ("running", "made", "failed", "new"))
 
 
@@ -125,7 +126,7 @@ def a_day(db, user_id):
     v.begin_sign_in(db, email="ada@example.com", attempt={"account:a": 5, "address:b": 20}, now=7_000)
     v.due_jobs(db, now=7_000, limit=20)
     v.next_due(db, after=7_000)
-    v.wake_job(db, id=RUNNING, now=7_000)
+    v.hear_callback(db, id=RUNNING, now=7_000)
     v.expire(db, now=10**13)
     v.retry_video(db, user_id=user_id, api_key_id=None, id=FAILED, once=None, max_running=9,
                   catalog_version="v1", now=7_000)

@@ -113,7 +113,10 @@ def read(tmp_path, text):
 
 def test_the_shipped_catalogue_is_good_and_sells_what_it_should():
     catalogue = v.read_catalogue(v.FILES / "catalog.toml", {"local"})
-    assert [model.id for model in catalogue.models] == ["preview"]
+    offered = v.with_providers(catalogue, {"local"}).models
+    assert [model.id for model in offered if model.enabled] == ["preview"]
+    for model in catalogue.models[1:]:
+        assert set(model.upstream) == set(model.providers) and all(model.upstream.values())
     assert "Not an AI model" in catalogue.model("preview").description
     assert catalogue.credits == v.CreditRules(gift=10, gift_days=30, plan_days=30, pack_days=365)
     assert {(pack.name, pack.cents, pack.credits, pack.open_to) for pack in catalogue.packs} == {

@@ -178,7 +178,8 @@ async def test_only_what_was_made_can_be_retried(client, app, ada, clock, provid
     assert error_of(await client.post(f"/api/v1/video/{video['videoUuid']}/retry")) == (400, "E4007")
     await work(app)
     assert error_of(await client.post(f"/api/v1/video/{video['videoUuid']}/retry")) == (400, "E4007")
-    provider.script = ["ref", v.Snapshot("succeeded", 100, "https://provider.test/x", app.now() + 60_000)]
+    made = v.Snapshot("succeeded", 100, "https://provider.test/x", app.now() + 60_000)
+    provider.script = ["ref", made, made]
     provider.result = v.OriginalExpired()
     video = await order(client)
     await work(app)

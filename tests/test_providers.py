@@ -1,0 +1,532 @@
+"""Outside providers over a real socket, with their real behaviour: every video ends, the books are right, and
+no more than one job is ever paid for one order."""
+
+import asyncio
+import base64
+import tomllib
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import videofly as v
+from conftest import Clock, books_are_right, client_of, error_of, image_bytes, person, rows, work
+from test_upstream import MANUALS
+from upstream import (
+    Upstream,
+    bomb,
+    cut,
+    drip,
+    html,
+    json_video,
+    lost,
+    missing,
+    redirect,
+    refuse,
+    reset_after,
+    throttled,
+    unsized,
+)
+
+pytestmark = pytest.mark.anyio
+ORDER = {"model": "outside", "prompt": "a red fox over snow", "seed": 7}
+NATIVE = ["openai", "fal", "replicate"]
+MODELS = {"fal": "fal-ai/kling-video/v2/master/text-to-video", "replicate": "kwaivgi/kling-v2.1"}
+
+CATALOG = """
+[credits]
+gift = 10
+gift_days = 30
+plan_days = 30
+pack_days = 365
+
+[[models]]
+id = "outside"
+name = "Outside"
+description = "Made by the simulator."
+providers = ["there"]
+modes = ["text", "image"]
+durations = [5, 8]
+aspect_ratios = ["16:9", "9:16"]
+qualities = {{ "480p" = 1, "720p" = 2 }}
+price = {{ base = 10, per_second = 0 }}
+upstream = {{ there = {{ model = "{model}", body = {body} }} }}
+
+[[providers]]
+name = "there"
+like = "{like}"
+base_url = "{url}"
+key = "THERE_KEY"
+{extra}
+"""
+
+
+class Place:
+    """An app whose only provider is the simulator, and somebody with 100 credits."""
+
+    def __init__(self, upstream, app, client):
+        self.upstream, self.app, self.client = upstream, app, client
+
+    async def order(self, **wish):
+        answer = await self.client.post("/api/v1/video/generate", json=ORDER | wish)
+        assert answer.status_code == 201, answer.text
+        self.id = answer.json()["data"]["videoUuid"]
+
+    async def look(self):
+        return (await self.client.get(f"/api/v1/video/{self.id}")).json()["data"]
+
+    async def credits(self):
+        found = (await self.client.get("/api/v1/credit/balance")).json()["data"]
+        return found["availableCredits"], found["frozenCredits"], found["usedCredits"]
+
+    async def until_it_ends(self):
+        """Let hours pass, until nothing is to do."""
+        for _ in range(200):
+            await work(self.app, for_s=0)
+            if (await self.look())["finishedAt"]:
+                break
+            self.app.clock.pass_s(40)
+        await books_are_right(self.app)
+        return await self.look()
+
+    async def ends(self, status, code=None):
+        video = await self.until_it_ends()
+        said = video["error"] and video["error"]["code"]
+        assert (video["status"], said) == (status, code), video["error"]
+        assert await self.credits() == ((90, 0, 10) if status == "COMPLETED" else (100, 0, 0))
+        assert self.upstream.paid <= 1
+        assert (self.upstream.count("unknown"), self.upstream.count("unauthorized")) == (0, 0)
+        return video
+
+
+@pytest.fixture
+async def place(request, tmp_path):
+    like = request.param
+    clock = Clock()
+    with Upstream(*[like] * (like in NATIVE), clock=clock) as upstream:
+        if like == "openai":
+            upstream.dialect = "vllm"
+        if like not in NATIVE:
+            MANUALS[like.replace("-", "_")](upstream)
+        base = upstream.url + path_of(like)
+        body = '{ input.image_urls = { "$" = "images" } }' if like == "kie" else "{}"
+        extra = f'keys_url = "{upstream.url}/.well-known/jwks.json"' if like == "fal" else ""
+        text = CATALOG.format(like=like, url=base, model=MODELS.get(like, "a-model"), body=body, extra=extra)
+        (tmp_path / "catalog.toml").write_text(text)
+        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"),
+                              public_url="http://us.test")
+        environ = {"THERE_KEY": upstream.key, "REPLICATE_WEBHOOK_SECRET": upstream.secret,
+                   "KIE_WEBHOOK_SECRET": upstream.kie_secret}
+        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
+            ada = await person(app, "ada@example.com", credits=100)
+            async with client_of(app, **ada.headers) as client:
+                yield Place(upstream, app, client)
+
+
+def path_of(like):
+    """The path of a template's address: the simulator stands in for the host only."""
+    known = tomllib.loads((v.FILES / "catalog.toml").read_text())["templates"][like]
+    return "/v1" if like == "openai" else urlsplit(known.get("base_url", "")).path
+
+
+native = pytest.mark.parametrize("place", NATIVE, indirect=True)
+DECLARED = [name.replace("_", "-") for name in MANUALS]
+every = pytest.mark.parametrize("place", [*NATIVE, *DECLARED], indirect=True)
+
+
+@every
+async def test_an_order_becomes_a_stored_video(place):
+    await place.order()
+    video = await place.ends("COMPLETED")
+    assert (video["width"], video["height"]) == (64, 48)
+    (sent,) = [request for request in place.upstream.requests if request.step == "submit"]
+    assert b"a red fox over snow" in sent.body
+
+
+@every
+async def test_an_image_reaches_the_provider_as_it_wants_it(place):
+    png = image_bytes()
+    sent = await place.client.post("/api/v1/upload", files={"file": ("a.png", png, "image/png")})
+    await place.order(imageUrl=sent.json()["data"]["url"])
+    await place.ends("COMPLETED")
+    (order,) = [request for request in place.upstream.requests if request.step == "submit"]
+    assert png in order.body or base64.b64encode(png) in order.body
+
+
+# --- before the order is taken
+
+
+@native
+@pytest.mark.parametrize("refusal", [400, 401, 402, 404, 422])
+async def test_a_refusal_gives_the_credits_back_with_the_providers_words(place, refusal):
+    place.upstream.next("submit", refuse(refusal, {"error": {"message": "no foxes"}, "detail": "no foxes"}))
+    await place.order()
+    video = await place.ends("FAILED", "E5001")
+    assert "no foxes" in video["error"]["message"] and place.upstream.paid == 0
+
+
+@native
+async def test_who_is_asked_to_wait_waits_as_long_and_orders_once(place):
+    place.upstream.next("submit", throttled(7), throttled(7))
+    await place.order()
+    await place.ends("COMPLETED")
+    assert place.upstream.count("submit") == 3
+
+
+@native
+@pytest.mark.parametrize("fault", [reset_after(), lost(500), lost(502)], ids=["reset", "500", "502"])
+async def test_an_order_whose_answer_was_lost_is_never_given_twice(place, fault):
+    place.upstream.next("submit", fault)
+    await place.order()
+    await place.ends("FAILED", "E5001")
+    assert place.upstream.count("submit") == 1
+
+
+@pytest.mark.parametrize("place", ["kie"], indirect=True)
+async def test_an_answer_of_200_that_is_none_is_a_refusal(place):
+    place.upstream.next("submit", refuse(200, {"code": 402, "msg": "no credits"}))
+    await place.order()
+    assert "no credits" in (await place.ends("FAILED", "E5001"))["error"]["message"]
+
+
+@pytest.mark.parametrize("place", ["runway"], indirect=True)
+async def test_what_the_provider_has_no_word_for_is_not_ordered(place):
+    await place.order(aspectRatio="9:16")
+    await place.ends("COMPLETED")
+    assert place.upstream.requests[0].json["ratio"] == "720:1280"
+
+
+async def test_the_next_provider_is_asked_where_one_refuses_or_is_away(tmp_path):
+    clock = Clock()
+    with Upstream("replicate", clock=clock) as away, Upstream("fal", clock=clock) as picky, \
+            Upstream("openai", clock=clock) as good:
+        good.dialect = "vllm"
+        picky.always("submit", refuse(422, {"detail": "no foxes"}))
+        away.stop()
+        text = CATALOG.format(like="replicate", url=away.url, model="a/b", body="{}", extra="")
+        text = text.replace('["there"]', '["there", "picky", "good"]')
+        for name, upstream, path in (("picky", picky, ""), ("good", good, "/v1")):
+            like = "fal" if name == "picky" else "openai"
+            text += f'[[providers]]\nname = "{name}"\nlike = "{like}"\nkey = "THERE_KEY"\n'
+            text += f'base_url = "{upstream.url}{path}"\n'
+            upstream.key = away.key
+        (tmp_path / "catalog.toml").write_text(text)
+        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
+        environ = {"THERE_KEY": away.key}
+        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
+            ada = await person(app, "ada@example.com", credits=100)
+            async with client_of(app, **ada.headers) as client:
+                place = Place(good, app, client)
+                await place.order()
+                await place.ends("COMPLETED")
+                receipt = (await client.get(f"/api/v1/video/{place.id}/receipt")).json()["data"]
+                jobs = receipt["providerJobs"]
+                jobs = [(job["provider"], bool(job["takenAt"]), job["error"]) for job in jobs]
+                assert [job[:2] for job in jobs] == [("there", False), ("picky", False), ("good", True)]
+                assert "no foxes" in jobs[1][2] and jobs[2][2] is None
+                assert picky.count("submit") == 1
+
+                good.always("submit", refuse(400, {"error": {"message": "nor here"}}))
+                await place.order()
+                away.start()
+                away.always("submit", refuse(422, {"detail": "nor I"}))
+                assert (await place.until_it_ends())["error"]["code"] == "E5001"
+                assert await place.credits() == (90, 0, 10)
+
+
+# --- while it is made
+
+
+@native
+async def test_a_provider_that_is_away_for_a_while_is_asked_again(place):
+    await place.order()
+    await work(place.app, for_s=0)
+    place.upstream.stop()
+    for _ in range(5):
+        await work(place.app, for_s=0)
+        place.app.clock.pass_s(40)
+    place.upstream.start()
+    await place.ends("COMPLETED")
+
+
+@native
+async def test_a_job_that_is_not_known_at_first_is_waited_for(place):
+    place.upstream.next("poll", missing(), missing())
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@native
+async def test_a_job_that_the_provider_has_forgotten_is_lost_after_three_answers_and_a_minute(place):
+    place.upstream.timeline = []
+    await place.order()
+    await work(place.app, for_s=0)
+    place.upstream.forget()
+    began = place.app.clock()
+    video = await place.until_it_ends()
+    assert (video["status"], video["error"]["code"]) == ("FAILED", "E5001")
+    assert "does not know" in video["error"]["message"]
+    assert place.upstream.count("poll") >= 3 and 60 <= place.app.clock() - began < 600
+    assert await place.credits() == (100, 0, 0)
+
+
+@native
+async def test_progress_is_told(place):
+    place.upstream.timeline = ["queued", ("running", 40), ("running", 60), "succeeded"]
+    await place.order()
+    await place.ends("COMPLETED")
+    assert place.upstream.count("poll") >= 4
+
+
+@native
+async def test_a_job_that_never_ends_fails_at_its_deadline_and_is_stopped_there(place):
+    place.upstream.timeline = []
+    await place.order()
+    await place.ends("FAILED", "E5001")
+    await work(place.app, for_s=5)
+    assert place.upstream.count("cancel") == 1
+
+
+@pytest.mark.parametrize(("place", "shape"), [
+    ("openai", "400 at submit"), ("openai", "failed with code"), ("fal", "422 at result"),
+    ("replicate", "failed with text"), ("gemini", "zero samples"), ("kie", "code 501"),
+    ("runway", "failed with code"),
+], indirect=["place"])
+async def test_what_a_provider_refuses_to_show_is_told_apart_from_what_it_cannot_make(place, shape):
+    place.upstream.moderate(shape)
+    await place.order()
+    await place.ends("FAILED", "E4026")
+
+
+@native
+async def test_done_without_a_result_is_a_failure(place):
+    place.upstream.result = None
+    await place.order()
+    video = await place.until_it_ends()
+    assert video["status"] == "FAILED" and await place.credits() == (100, 0, 0)
+
+
+# --- callbacks
+
+calling = pytest.mark.parametrize("place", ["fal", "replicate", "kie", "evolink", "luma"], indirect=True)
+
+
+async def call_back(place, callback):
+    return await place.client.post(callback.path, content=callback.body, headers=callback.headers)
+
+
+async def due(place):
+    return await rows(place.app, "SELECT status, due_at - :now FROM videos", now=place.app.now())
+
+
+@calling
+async def test_a_callback_makes_us_look_at_once_and_nothing_else(place):
+    place.upstream.timeline = []
+    await place.order()
+    await work(place.app, for_s=0)
+    (job,) = place.upstream.jobs.values()
+    job.state = "succeeded"
+    assert (await due(place))[0][1] > 0
+    answer = await call_back(place, place.upstream.outbox[-1])
+    assert (answer.status_code, await due(place)) == (200, [("GENERATING", 0)])
+    await work(place.app, for_s=0)
+    assert (await place.ends("COMPLETED"))["progress"] == 100
+    for callback in [*place.upstream.outbox, *reversed(place.upstream.outbox)]:  # late and again
+        assert (await call_back(place, callback)).status_code == 200
+    await place.ends("COMPLETED")
+
+
+@calling
+async def test_a_callback_that_is_forged_is_refused(place):
+    place.upstream.timeline = []
+    await place.order()
+    await work(place.app, for_s=0)
+    (job,) = place.upstream.jobs.values()
+    job.state = "succeeded"
+    before, real, there = await due(place), place.upstream.outbox[-1], place.app.providers["there"]
+    assert error_of(await call_back(place, real.forged())) == (401, "E4010")
+    if there.template.callback in ("standard", "fal"):  # the others sign no body
+        assert error_of(await call_back(place, real.badly_signed())) == (401, "E4010")
+    assert await due(place) == before
+    for path in ("nobody?job=x", "there", f"there?job={place.id}&attempt=1&token=", "local?job=x&token=y"):
+        answer = await place.client.post(f"/api/v1/video/callback/{path}", content=real.body)
+        assert error_of(answer) == (401, "E4010")
+
+
+@pytest.mark.parametrize("place", ["replicate", "kie", "evolink", "luma"], indirect=True)
+async def test_a_callback_brings_back_an_order_whose_answer_was_lost(place):
+    place.upstream.next("submit", reset_after())
+    place.upstream.timeline = []
+    await place.order()
+    await work(place.app, for_s=0)
+    (job,) = place.upstream.jobs.values()
+    place.app.clock.pass_s(90)
+    job.state = "succeeded"
+    assert (await call_back(place, place.upstream.outbox[-1])).status_code == 200
+    await place.ends("COMPLETED")
+    assert place.upstream.count("submit") == 1
+
+
+async def test_a_callback_that_cannot_be_written_down_says_so(app, client, monkeypatch):
+    class Broken(v.HttpProvider):
+        def __init__(self):
+            pass
+
+        async def is_signed(self, headers, body):
+            raise OSError("no")
+
+    app.providers["there"] = Broken()
+    token = v.callback_token(app.secret, "there", "x", 1)
+    answer = await client.post(f"/api/v1/video/callback/there?job=x&attempt=1&token={token}", content=b"{}")
+    assert error_of(answer) == (500, "E5003")
+
+
+STANDARD = ("whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", {
+    "webhook-id": "evt_1", "webhook-timestamp": "1750000000",
+    "webhook-signature": "v1,IBH8zD/3aIMyMzAb1LxcKkvLqukeMIFfOjzbcrsiYMI=",
+}, b'{"id":"evt_1","object":"event","type":"video.completed","created_at":1750000000,'
+   b'"data":{"id":"video_abc"}}')
+KIE = ("kie-secret", {"x-webhook-timestamp": "1750000000",
+                      "x-webhook-signature": "15Jwp2mVHDN+UzpRGtDCKWLOsnlrM4KD0CCg+iJmzHs="},
+       b'{"data":{"taskId":"task_123"}}')
+FAL_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"}
+OTHER = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+FAL = ({"keys": [OTHER, {"x": "short"}, FAL_KEY]}, {
+    "x-fal-webhook-request-id": "req-1", "x-fal-webhook-user-id": "user-1",
+    "x-fal-webhook-timestamp": "1750000000", "x-fal-webhook-signature":
+        "c9955078db59a0b67ee15104621043279d5c4258aaa19ad24b67dc343b51b0dd"
+        "03561556c46fd888af6c6806913e2fdc556a6ef871780b83bad86212d047d808",
+}, b'{"request_id":"req-1","gateway_request_id":"req-1","status":"OK",'
+   b'"payload":{"video":{"url":"https://example.com/a.mp4"}}}')
+SIGNED = {v.signed_standard: STANDARD, v.signed_kie: KIE, v.signed_fal: FAL}
+
+
+@pytest.mark.parametrize("check", SIGNED, ids=lambda check: check.__name__)
+def test_a_signature_is_right_as_it_is_and_wrong_in_every_other_way(check):
+    secret, headers, body = SIGNED[check]
+    now = 1_750_000_000_000
+    assert check(headers, body, secret, now) and check(headers, body, secret, now + 300_000)
+    assert not check(headers, body, secret, now + 301_000) and not check(headers, body, secret, now - 301_000)
+    for name in headers:
+        assert not check({**headers, name: ""}, body, secret, now)
+        flipped = headers[name][:-3] + chr(ord(headers[name][-3]) ^ 1) + headers[name][-2:]
+        assert not check({**headers, name: flipped}, body, secret, now), name
+    assert not check(headers, body.replace(b"1", b"2"), secret, now)
+    wrong = {"keys": [OTHER]} if check is v.signed_fal else secret[:-1] + "Y"
+    assert not check(headers, body, wrong, now)
+
+
+def test_one_right_signature_among_several_is_enough():
+    secret, headers, body = STANDARD
+    several = "v1a,abc v1,wrong " + headers["webhook-signature"]
+    assert v.signed_standard({**headers, "webhook-signature": several}, body, secret, 1_750_000_000_000)
+
+
+# --- the result
+
+
+@native
+@pytest.mark.parametrize("fault", [html(), json_video(), bomb(50_000_000), cut(900, told=False)], ids=[
+    "a page", "an error", "a bomb", "half of it"])  # fmt: skip
+async def test_what_is_no_video_is_not_delivered(place, fault):
+    place.upstream.always("content", fault)
+    await place.order()
+    video = await place.ends("FAILED", "E5001")
+    assert "sent no video" in video["error"]["message"]
+
+
+@native
+async def test_a_result_that_breaks_off_is_fetched_again(place):
+    place.upstream.next("content", cut(900), cut(100))
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@native
+async def test_a_result_may_come_without_saying_how_long_it_is(place):
+    place.upstream.always("content", unsized())
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@native
+@pytest.mark.parametrize("inside", [
+    "http://169.254.169.254/latest/meta-data/", "http://localhost:1/", "http://[::1]:1/", "https://0x7f000001/",
+    "http://10.0.0.1/", "file:///etc/passwd", "https://[::ffff:127.0.0.1]/",
+])
+async def test_a_result_that_leads_inside_is_not_fetched(place, inside):
+    place.upstream.always("content", redirect(inside))
+    await place.order()
+    video = await place.until_it_ends()
+    assert video["status"] == "FAILED" and await place.credits() == (100, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["fal", "replicate", "runway"], indirect=True)
+async def test_a_link_that_has_ended_is_asked_for_again_once(place):
+    place.upstream.on_job = lambda job: job.expire_links(410)
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+# --- which addresses may be called
+
+
+@pytest.mark.parametrize(("address", "public"), [
+    ("93.184.216.34", True), ("2606:4700::6810:84e5", True), ("127.0.0.1", False), ("10.1.2.3", False),
+    ("169.254.169.254", False), ("100.100.100.200", False), ("168.63.129.16", False), ("192.0.0.192", False),
+    ("224.0.0.1", False), ("0.0.0.0", False), ("::1", False), ("::ffff:127.0.0.1", False),
+    ("fd00:ec2::254", False), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::127.0.0.1", False),
+    ("fec0::1", False), ("ff02::1", False),
+])
+def test_public_addresses_are_told_from_those_inside(address, public):
+    assert v.is_public(address) is public
+
+
+@pytest.mark.parametrize("host", [
+    "127.1", "2130706433", "0", "localhost", "0x7f000001", "017700000001", "[::1]"])
+async def test_no_spelling_of_this_machine_is_called(host):
+    async with v.outside_client(()) as client:
+        with pytest.raises(httpx.ConnectError) as refused:
+            await client.get(f"https://{host}/")
+    assert isinstance(refused.value.__cause__, v.Blocked)
+
+
+async def test_a_call_ends_at_its_deadline_and_takes_no_connection_with_it():
+    with Upstream("openai") as upstream:
+        upstream.always("poll", drip(1, 0.02))
+        headers, url = {"Authorization": f"Bearer {upstream.key}"}, f"{upstream.url}/v1/videos/x"
+        async with v.outside_client({"127.0.0.1"}) as client:
+            for _ in range(5):
+                calls = [v.exchange(client, "GET", url, within_s=0.05, headers=headers) for _ in range(40)]
+                found = await asyncio.gather(*calls, return_exceptions=True)
+                assert {type(failure) for failure in found} <= {httpx.ReadTimeout, httpx.ConnectTimeout}
+            upstream.always("poll", None)
+            answer, _ = await v.exchange(client, "GET", url, within_s=10, headers=headers)
+            assert answer.status_code == 404
+            assert len(client._transport._pool.connections) <= 1
+
+
+# --- the catalogue
+
+
+async def test_a_model_is_offered_when_the_key_of_a_provider_is_there(tmp_path):
+    for environ, offered in [({}, {"preview"}), ({"FAL_KEY": "x"}, {"preview", "kling-2-master"})]:
+        settings = v.Settings(data=str(tmp_path / str(len(environ))))
+        async with v.open_app(settings, work=False, environ=environ) as app, client_of(app) as client:
+            found = (await client.get("/api/v1/config/models")).json()["data"]["models"]
+            assert {model["id"] for model in found} == offered
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ('like = "openai"', "base_url"), ('like = "nobody"', "no template 'nobody'"),
+    ('like = "fal"\nstatus = { path = "/{secret}" }', "names secret"),
+    ('like = "fal"\nresults = []', "says where the result is"), ('like = "fal"\nkey = "lower"', "key"),
+    ('like = "fal"\nbase_url = "ftp://x"', "base_url"), ('like = "fal"\nname = "local"', "there twice"),
+    ('like = "fal"\ncolour = "red"', "colour"),
+])
+def test_a_provider_that_cannot_be_stops_the_start(tmp_path, change, words):
+    name = "" if "name =" in change else 'name = "a"\n'
+    text = (v.FILES / "catalog.toml").read_text() + f"\n[[providers]]\n{name}{change}\n"
+    (tmp_path / "catalog.toml").write_text(text)
+    with pytest.raises(v.Refused, match=words):
+        v.read_catalogue(tmp_path / "catalog.toml", {"local"})
