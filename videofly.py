@@ -100,7 +100,6 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from Crypto.Signature import eddsa
 from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
@@ -786,6 +785,8 @@ def signed_kie(headers: Mapping[str, str], body: bytes, secret: str, now: int) -
 
 def signed_fal(headers: Mapping[str, str], body: bytes, keys: Any, now: int) -> bool:
     """Whether one of fal's keys (a JWKS) signed a callback: Ed25519 over four lines."""
+    from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
+
     parts = [headers.get(f"x-fal-webhook-{name}", "") for name in ("request-id", "user-id", "timestamp")]
     message = "\n".join([*parts, hashlib.sha256(body).hexdigest()]).encode()
     for x in find_all(keys, ["keys.*.x"]):
@@ -2578,7 +2579,10 @@ class HttpProvider:
         self.image, self.read, self.clock = image, read, clock
         self.callback_key, self.callback_url = callback_key, callback_url
         self.signers: tuple[float, Any] = (-math.inf, None)  # fal's keys, and when they were fetched
-        self.client = outside_client({urlsplit(template.base_url).hostname or "", *template.private_hosts})
+
+    @functools.cached_property
+    def client(self) -> httpx.AsyncClient:  # made when it is needed: reading certificates takes its time
+        return outside_client({urlsplit(self.template.base_url).hostname or "", *self.template.private_hosts})
 
     async def submit(self, job: Job) -> str:
         template = self.template
@@ -2675,7 +2679,8 @@ class HttpProvider:
         return None if id is None or self.template.keep else as_json({"id": str(id)})
 
     async def close(self) -> None:
-        await self.client.aclose()
+        if "client" in vars(self):
+            await self.client.aclose()
 
     def standing(self) -> str:
         """For the operator."""
