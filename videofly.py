@@ -714,7 +714,7 @@ def loads(text: bytes | str) -> Any:
     """The JSON in it, or None."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -1900,13 +1900,13 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
     return keep_answer(db, user_id=user_id, once=once, answer=get_video(db, user_id=user_id, id=id), now=now)
 
 
-def hear_callback(db: Db, *, id: str, attempt: int = 0, ref: str | None = None, now: int) -> None:
+def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
     """Somebody says that a video has news: look at it now.  A ref is of an order whose answer was lost."""
     adopted = ref and run(db, """
         UPDATE videos SET status = 'GENERATING', ref = :ref, due_at = :now, changed_at = :now
-        WHERE id = :id AND attempt = :attempt AND status = 'PENDING' AND ref IS NULL
+        WHERE id = :id AND provider = :provider AND status = 'PENDING' AND ref IS NULL
           AND submitted_at <= :long_ago AND deleted_at IS NULL
-    """, ref=ref, id=id, attempt=attempt, now=now, long_ago=now - MINUTE)
+    """, ref=ref, id=id, provider=provider, now=now, long_ago=now - MINUTE)
     if not adopted:
         run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now",
             id=id, now=now)  # fmt: skip
@@ -2566,6 +2566,9 @@ class Provider(Protocol):
     def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]: ...
 
 
+ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
+
+
 class HttpProvider:
     """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
 
@@ -2606,33 +2609,42 @@ class HttpProvider:
 
     def check(self, answer: httpx.Response, body: Any) -> None:
         """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
-        code, fine = answer.status_code, answer.is_success
-        if fine and self.template.ok and not holds(self.template.ok, body):
-            said = find(body, [self.template.ok.path])
-            code, fine = said if isinstance(said, int) else 400, False
-        if not fine:
-            reason = error_in(self.template, body) or f"The provider answered {code}."
-            if 400 <= code < 500 or code == 503:
-                raise SubmitRefused(reason, again=code in (429, 503), after_ms=retry_after(answer),
-                                    moderated=bool(MODERATION.search(reason)))  # fmt: skip
-            raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
+        code = self.code(answer, body)
+        if code < 300:
+            return
+        reason = error_in(self.template, body) or f"The provider answered {code}."
+        if 400 <= code < 500 or code == 503:
+            raise SubmitRefused(reason, again=code in (429, 503), after_ms=retry_after(answer),
+                                moderated=bool(MODERATION.search(reason)))  # fmt: skip
+        raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
+
+    def code(self, answer: httpx.Response, body: Any) -> int:
+        """The HTTP status; where that is fine and the body says otherwise, what the body says."""
+        ok = self.template.ok
+        if not answer.is_success or ok is None or holds(ok, body):
+            return answer.status_code
+        said = find(body, [ok.path])
+        return said if isinstance(said, int) and said >= 300 else 400
 
     async def fetch(self, ref: str) -> Snapshot:
         template, values = self.template, msgspec.json.decode(ref)
         if template.status is None:
             return read_result(template, values["result"], now=self.now())
         answer, body = await self.call(template.status, values)
-        snapshot = read_status(template, body)
-        if snapshot is None and answer.status_code == 404:
+        code = self.code(answer, body)
+        # Some send a failed job with a 500, and some an error's own status: believed where it names the job.
+        named = code < 300 or str(find(body, template.id)) == values["id"]
+        snapshot = read_status(template, body) if named else None
+        if snapshot is None and code == 404:
             raise Missing
-        if snapshot is None:  # whatever the HTTP status: some send a failed job with a 500
-            log.warning("%s: %s and no state in %s", template.name, answer.status_code, redact(body))
+        if snapshot is None:
+            log.warning("%s: %s and no state in %s", template.name, code, redact(body))
             raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
         if snapshot.state != "succeeded":
             return snapshot
         if template.outcome:
             answer, body = await self.call(template.outcome, values)
-            if answer.is_client_error:
+            if answer.is_client_error and answer.status_code not in ABOUT_US:
                 reason = error_in(template, body) or f"The provider answered {answer.status_code}."
                 return Snapshot("failed", error=reason, moderated=bool(MODERATION.search(reason)))
             answer.raise_for_status()
@@ -2699,7 +2711,7 @@ class HttpProvider:
         if not url.startswith(("https://", "http://")):
             return self.template.base_url.rstrip("/") + url
         if urlsplit(url).netloc != urlsplit(self.template.base_url).netloc:
-            raise NotAVideo("the provider sent us to another host")
+            raise httpx.ConnectError("The provider sent us to another host.")
         return url
 
     async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
@@ -2773,7 +2785,7 @@ def redact(body: Any) -> Any:
             return {key: redact(part) for key, part in list(body.items())[:30]}
         case list():
             return [redact(part) for part in body[:5]]
-        case str() if not re.fullmatch(r"[\w.-]{1,24}", body):
+        case str() if body.lower() not in STATES:
             return "…"
         case _:
             return body
@@ -3633,7 +3645,7 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
     try:
         signed, ref = await there.is_signed(request.headers, body), there.adopt(body)
         if signed:
-            await app.db.write(hear_callback, id=job, attempt=attempt, ref=ref, now=app.now())
+            await app.db.write(hear_callback, id=job, provider=provider, ref=ref, now=app.now())
     except Exception as failure:
         log.exception("callback of %s for %s", provider, job)
         raise CallbackFailed from failure

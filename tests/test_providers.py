@@ -10,7 +10,17 @@ import httpx
 import pytest
 
 import videofly as v
-from conftest import Clock, books_are_right, client_of, error_of, image_bytes, person, rows, work
+from conftest import (
+    Clock,
+    books_are_right,
+    client_of,
+    error_of,
+    image_bytes,
+    person,
+    rows,
+    tiny_video,
+    work,
+)
 from test_upstream import MANUALS
 from upstream import (
     Upstream,
@@ -18,6 +28,7 @@ from upstream import (
     cut,
     drip,
     html,
+    instead,
     json_video,
     lost,
     missing,
@@ -257,6 +268,44 @@ async def test_a_job_that_is_not_known_at_first_is_waited_for(place):
 
 
 @native
+@pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
+async def test_an_error_that_does_not_name_the_job_says_nothing_of_it(place, status):
+    body = {"status": "failed", "detail": "not now", "id": "another", "request_id": "another"}
+    place.upstream.next("poll", refuse(status, body), refuse(status, {"status": status, "detail": "no"}))
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@pytest.mark.parametrize("place", ["fal"], indirect=True)
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_a_result_that_cannot_be_asked_for_just_now_is_asked_for_again(place, status):
+    place.upstream.next("result", refuse(status, {"detail": "not now"}))
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@pytest.mark.parametrize("place", ["fal"], indirect=True)
+async def test_a_provider_cannot_send_our_key_to_another_host(place):
+    elsewhere = place.upstream.cdn_url + "/status"
+    place.upstream.next("submit", instead(200, {"request_id": "r", "status_url": elsewhere}))
+    await place.order()
+    await place.ends("FAILED", "E5001")
+    assert [request for request in place.upstream.requests if request.origin == "cdn"] == []
+
+
+@pytest.mark.parametrize("place", ["openai"], indirect=True)
+@pytest.mark.parametrize("dialect", ["openai", "vllm", "sglang"])
+async def test_each_dialect_of_openai_is_spoken(place, dialect):
+    place.upstream.dialect = dialect
+    place.upstream.timeline = ["queued", ("running", 40), "succeeded"]
+    await place.order()
+    await place.ends("COMPLETED")
+    place.upstream.moderate("failed with code")
+    await place.order()
+    assert (await place.until_it_ends())["error"]["code"] == "E4026"
+
+
+@native
 async def test_a_job_that_the_provider_has_forgotten_is_lost_after_three_answers_and_a_minute(place):
     place.upstream.timeline = []
     await place.order()
@@ -459,6 +508,25 @@ async def test_a_result_that_leads_inside_is_not_fetched(place, inside):
     await place.order()
     video = await place.until_it_ends()
     assert video["status"] == "FAILED" and await place.credits() == (100, 0, 0)
+
+
+@pytest.mark.parametrize(("named", "end"), [("", "FAILED"), ('private_hosts = ["localhost"]', "COMPLETED")])
+async def test_a_host_inside_is_called_only_where_the_operator_named_it(tmp_path, named, end):
+    clock = Clock()
+    with Upstream("replicate", clock=clock) as upstream, Upstream(clock=clock) as other:
+        other.route("content", "GET", "/a.mp4", lambda request: (200, tiny_video(), {}))
+        inside = other.url.replace("127.0.0.1", "localhost")
+        upstream.always("content", redirect(f"{inside}/a.mp4"))
+        text = CATALOG.format(like="replicate", url=upstream.url + "/v1", model="a/b", body="{}", extra=named)
+        (tmp_path / "catalog.toml").write_text(text)
+        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
+        environ = {"THERE_KEY": upstream.key}
+        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
+            ada = await person(app, "ada@example.com", credits=100)
+            async with client_of(app, **ada.headers) as client:
+                place = Place(upstream, app, client)
+                await place.order()
+                assert (await place.until_it_ends())["status"] == end
 
 
 @pytest.mark.parametrize("place", ["fal", "replicate", "runway"], indirect=True)
