@@ -3307,8 +3307,12 @@ def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
 
 def read_key(environ: Mapping[str, str], variable: str) -> str:
     """A provider's key, from its variable or the file that <VARIABLE>_FILE names; empty without one."""
-    path = environ.get(f"{variable}_FILE") if variable else None
-    return environ.get(variable, "") if path is None else read_secret_file(f"{variable}_FILE", path)
+    in_file = f"{variable}_FILE"
+    if not variable or in_file not in environ:
+        return environ.get(variable, "") if variable else ""
+    if variable in environ:
+        raise Refused(f"{variable} and {in_file} are both set; keep one.")
+    return read_secret_file(in_file, environ[in_file])
 
 
 async def image_address(settings: Settings, storage: Storage, clock: Callable[[], float], key: str) -> str:

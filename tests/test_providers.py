@@ -585,6 +585,16 @@ async def test_a_model_is_offered_when_the_key_of_a_provider_is_there(tmp_path):
             assert {model["id"] for model in found} == offered
 
 
+def test_a_key_may_come_from_a_file_but_not_from_both(tmp_path):
+    (tmp_path / "key").write_text("secret\n")
+    environ = {"FAL_KEY_FILE": str(tmp_path / "key")}
+    assert v.read_key(environ, "FAL_KEY") == "secret"
+    assert (v.read_key({"FAL_KEY": "x"}, "FAL_KEY"), v.read_key({"": "x"}, "")) == ("x", "")
+    for broken in ({**environ, "FAL_KEY": "x"}, {"FAL_KEY_FILE": str(tmp_path / "none")}):
+        with pytest.raises(v.Refused, match="FAL_KEY"):
+            v.read_key(broken, "FAL_KEY")
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ('like = "openai"', "base_url"), ('like = "nobody"', "no template 'nobody'"),
     ('like = "fal"\nstatus = { path = "/{secret}" }', "names secret"),
