@@ -127,6 +127,8 @@ T = TypeVar("T")
 
 KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
 SERVER, EMAIL = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$"
+TOGETHER = (("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
+            ("VIDEOFLY_ADMIN_EMAIL", "VIDEOFLY_ADMIN_PASSWORD"))  # all of them, or none
 CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
 
 
@@ -134,7 +136,13 @@ def _(description: str, **limits: Any) -> msgspec.Meta:
     return msgspec.Meta(description=description, **limits)
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+def variable(field: str) -> str:
+    """The environment variable of a field of Settings."""
+    name = field.upper()
+    return name if name.startswith(KNOWN_PREFIXES) else "VIDEOFLY_" + name
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     """What the operator decides.  Read once, at start."""
 
     # fmt: off
@@ -163,35 +171,26 @@ class Refused(Exception):
     """The program cannot start as it was told to; the text is one line for the operator."""
 
 
-def variable(field: str) -> str:
-    """The environment variable of a field of Settings."""
-    name = field.upper()
-    return name if name.startswith(KNOWN_PREFIXES) else "VIDEOFLY_" + name
-
-
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from the environment.  Raises Refused with the variable's name and the reason."""
-    fields = {variable(field): field for field in Settings.__struct_fields__}
-    given = {}
+    names, given = Settings.__struct_encode_fields__, dict[str, str]()
     for name, text in sorted(environ.items()):
-        plain = name if name in fields else name.removesuffix("_FILE")
-        if plain in fields:
-            if fields[plain] in given:
-                raise Refused(f"{plain} and {plain}_FILE are both set; keep one.")
-            given[fields[plain]] = text if name == plain else read_secret_file(name, text)
+        plain = name if name in names else name.removesuffix("_FILE")
+        if plain in given:
+            raise Refused(f"{plain} and {plain}_FILE are both set; keep one.")
+        if plain in names:
+            given[plain] = text if name == plain else read_secret_file(name, text)
         elif name.startswith("VIDEOFLY_") and name not in CLIENT_VARIABLES:
-            raise Refused(f"{name} is not a setting. The settings are {', '.join(fields)}.")
+            raise Refused(f"{name} is not a setting. The settings are {', '.join(names)}.")
     try:
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, field = str(error).partition(" - at `$.")
-        raise Refused(f"{variable(field.rstrip('`'))}: {reason}.") from None
-    bucket = ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key")
-    for group in (bucket, ("admin_email", "admin_password")):  # they only make sense together
-        missing = [variable(field) for field in group if not getattr(settings, field)]
+        reason, _, name = str(error).partition(" - at `$.")
+        raise Refused(f"{name.rstrip('`')}: {reason}.") from None
+    for group in TOGETHER:
+        missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
-            others = ", ".join(map(variable, group))
-            raise Refused(f"{' and '.join(missing)} must be set too, or none of {others}.")
+            raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
     return settings
 
 
