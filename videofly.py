@@ -61,7 +61,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 from typing import (
@@ -2237,14 +2236,13 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
             out.metadata.update(title=text[:200], comment=NOTE, artist="VideoFly local preview")
             stream = out.add_stream("libx264", rate=FPS, options=ENCODING)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-            for index, picture in enumerate(pictures):
+            for number, picture in enumerate(pictures, 1):
                 picture.paste(ink, mask=ink)
                 rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
                 frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
-                frame.pts, frame.time_base = index, Fraction(1, FPS)
                 out.mux(stream.encode(frame))
-                if (index + 1) * 20 // frames != index * 20 // frames:
-                    report((index + 1) * 100 // frames)
+                if number * 20 // frames != (number - 1) * 20 // frames:
+                    report(number * 100 // frames)
             out.mux(stream.encode())
     except BaseException:
         target.unlink(missing_ok=True)
