@@ -2886,20 +2886,17 @@ class AlreadyRunning(Exception):
         self.url = url
 
 
-class Bells:
+class Bells(weakref.WeakValueDictionary[str, asyncio.Event]):  # kept as long as somebody listens
     """Rung when something of a user's has changed.  A hint only: whoever hears it reads the events table."""
-
-    def __init__(self) -> None:
-        self._bells = weakref.WeakValueDictionary[str, asyncio.Event]()  # as long as somebody listens
 
     def of(self, user_id: str) -> asyncio.Event:
         """The bell that rings next.  Take it before reading, so that nothing happens in between."""
-        return self._bells.setdefault(user_id, asyncio.Event())
+        return self.setdefault(user_id, asyncio.Event())
 
     def ring(self, *user_ids: str) -> None:
         """For them, or for everybody."""
-        for user_id in user_ids or list(self._bells):
-            if bell := self._bells.pop(user_id, None):
+        for user_id in user_ids or list(self):
+            if bell := self.pop(user_id, None):
                 bell.set()
 
 
@@ -2915,7 +2912,8 @@ class App:
         self.streams: Counter[str] = Counter()  # user id: open event streams
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.beat_at: int | None = None  # when the worker last looked for work
-        self.hashers, self.hashing = ThreadPoolExecutor(2, thread_name_prefix="hash"), 0
+        self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
+        self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
         db.on_news = self.hear
@@ -2939,13 +2937,10 @@ class App:
 
     async def hash(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a password function where it does not hold up the loop.  Raises Busy when many wait."""
-        if self.hashing >= HASHES_WAITING_MAX:
+        if self.hashing.locked():
             raise Busy
-        self.hashing += 1
-        try:
+        async with self.hashing:
             return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
-        finally:
-            self.hashing -= 1
 
 
 HASHES_WAITING_MAX = 50
@@ -2956,10 +2951,9 @@ NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"  # no pas
 
 def verify_password(password_hash: str | None, password: str) -> bool:
     """Takes as long for somebody who does not exist as for somebody who does."""
-    try:
+    with contextlib.suppress(argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
         return HASHER.verify(password_hash or NOBODYS_HASH, password) and password_hash is not None
-    except (argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-        return False
+    return False
 
 
 @contextlib.contextmanager
