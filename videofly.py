@@ -94,11 +94,10 @@ import urllib3
 import uvicorn
 import uvloop
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
-from av.video.stream import VideoStream
 from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
