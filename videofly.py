@@ -1390,23 +1390,19 @@ def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     return found
 
 
-def user_by_email(db: Db, *, email: str) -> User:
-    return get_user(db, email=email)
-
-
 def has_admin(db: Db) -> bool:
     return bool(value(db, "SELECT EXISTS (SELECT 1 FROM users WHERE is_admin = 1)"))
 
 
-def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str, key: "NewKey | None",
+def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str, new_key: str | None,
            rules: CreditRules, now: int) -> User:  # fmt: skip
     """Make the first administrator, once.  Raises LinkExpired when there is one."""
     if has_admin(db):
         raise LinkExpired("There is an administrator already.")
     user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now,
                     session_digest=session_digest)  # fmt: skip
-    if key:
-        add_key(db, user_id=user.id, key=key, now=now)
+    if new_key:
+        add_key(db, user_id=user.id, wish=KeyWish("set-up"), new_key=new_key, now=now)
     return user
 
 
@@ -1420,10 +1416,6 @@ def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None
                     session_digest=session_digest)  # fmt: skip
     run(db, "UPDATE invites SET user_id = :id WHERE digest = :digest", id=user.id, digest=invite_digest)
     return user
-
-
-def add_invite(db: Db, *, digest: str, expires_at: int, now: int) -> None:
-    insert(db, "invites", digest=digest, created_at=now, expires_at=expires_at)
 
 
 def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None] | None:
@@ -1509,6 +1501,12 @@ def touch_key(db: Db, *, id: str, now: int) -> None:
     run(db, "UPDATE api_keys SET last_used_at = :now WHERE id = :id", id=id, now=now)
 
 
+class KeyWish(Input, frozen=True):
+    name: Annotated[Name, _("to tell it from others")] = "API key"
+    credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
+    days: Annotated[Days, _("it ends after so many days")] | None = None
+
+
 class ApiKey(Output, frozen=True):
     id: str
     name: str
@@ -1517,6 +1515,11 @@ class ApiKey(Output, frozen=True):
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
+
+
+class KeyMade(Output, frozen=True):
+    api_key: str  # shown once
+    key: ApiKey
 
 
 def new_api_key() -> str:
@@ -1537,24 +1540,17 @@ def base62(number: int, length: int) -> str:
     return "".join(BASE62[number // 62**place % 62] for place in reversed(range(length)))
 
 
-class NewKey(msgspec.Struct, frozen=True):
-    digest: str
-    hint: str
-    name: str
-    credit_limit: int | None = None
-    expires_at: int | None = None
-
-
-def prepare_key(key: str, **wish: Any) -> NewKey:
-    return NewKey(digest(key), key[-4:], **wish)
-
-
-def add_key(db: Db, *, user_id: str, key: NewKey, now: int) -> ApiKey:
+def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
+            api_key_id: str | None = None) -> KeyMade:  # fmt: skip
+    """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
+    if api_key_id:
+        raise Forbidden("An API key cannot make API keys; sign in.")
     if len(list_keys(db, user_id=user_id).keys) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
-    id = new_id("key")
-    insert(db, "api_keys", id=id, user_id=user_id, created_at=now, **msgspec.structs.asdict(key))
-    return many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0]
+    id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
+    insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
+           credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
+    return KeyMade(new_key, many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0])
 
 
 class KeyList(Output, frozen=True):
@@ -3397,6 +3393,9 @@ def refuse_field(struct: type[Input], reason: str) -> Problem:
 KNOWN: dict[str, Callable[[Request], Any]] = {
     "user_id": lambda request: request.user.user_id,
     "api_key_id": lambda request: request.user.api_key_id,
+    "new_key": lambda request: new_api_key(),
+    "new_code": lambda request: secrets.token_urlsafe(24),
+    "base": lambda request: request.base,
     "now": lambda request: request.parts.now(),
     "rules": lambda request: request.parts.catalogue.credits,
     "catalog_version": lambda request: request.parts.catalogue.version,
@@ -3833,7 +3832,7 @@ async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Respons
         raise LinkExpired("That set-up link is not valid, or not any more.")
     key = None if data.password else new_api_key()
     answer = await begin_session(
-        request, set_up, email=data.email, key=prepare_key(key, name="set-up") if key else None,
+        request, set_up, email=data.email, new_key=key,
         password_hash=await request.hash(data.password) if data.password else None)  # fmt: skip
     app.set_up_token = None
     if key and request.headers.get("accept", "").startswith("text/plain"):
@@ -3872,30 +3871,6 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
         _, attempt = await check_password(request, user.email, data.current_password, wrong)
         await request.write(forget_attempt, attempt=attempt)
     return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
-
-
-class KeyWish(Input, frozen=True):
-    name: Annotated[Name, _("to tell it from others")] = "API key"
-    credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
-    days: Annotated[Days, _("it ends after so many days")] | None = None
-
-
-class KeyMade(Output, frozen=True):
-    api_key: str  # shown once
-    key: ApiKey
-
-
-async def give_key(request: Request, wish: KeyWish, user_id: str) -> Answer[KeyMade]:
-    key, expires_at = new_api_key(), request.parts.now() + wish.days * DAY if wish.days else None
-    prepared = prepare_key(key, name=wish.name, credit_limit=wish.credit_limit, expires_at=expires_at)
-    return ok(KeyMade(key, await request.write(add_key, user_id=user_id, key=prepared)))
-
-
-async def make_key(request: Request, data: JSONBody[KeyWish]) -> Answer[KeyMade]:
-    """Make an API key.  It is shown this once.  A key cannot make keys: it would outlive its own end."""
-    if request.user.api_key_id:
-        raise Forbidden("An API key cannot make API keys; sign in.")
-    return await give_key(request, data, request.user.user_id)
 
 
 # --- administration
@@ -3962,6 +3937,15 @@ def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
     return balance(db, user_id=user_id, now=now)
 
 
+def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
+    return add_key(db, user_id=get_user(db, email=wish.email).id, wish=wish, new_key=new_key, now=now)
+
+
+def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
+    insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + wish.days * DAY)
+    return Invited(new_code, f"{base}/sign-up#{new_code}")
+
+
 async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
                              **given: Any) -> Answer[UserMade]:  # fmt: skip
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
@@ -3975,18 +3959,8 @@ async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[Use
 
 
 async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-    user = await request.read(user_by_email, email=data.email)
+    user = await request.read(get_user, user_id="", email=data.email)
     return await set_given_password(request, data, set_password, user_id=user.id)
-
-
-async def make_key_for(request: Request, data: JSONBody[KeyForUser]) -> Answer[KeyMade]:
-    return await give_key(request, data, (await request.read(user_by_email, email=data.email)).id)
-
-
-async def invite(request: Request, data: JSONBody[InviteWish]) -> Answer[Invited]:
-    secret = secrets.token_urlsafe(24)
-    await request.write(add_invite, digest=digest(secret), expires_at=request.parts.now() + data.days * DAY)
-    return ok(Invited(secret, f"{request.base}/sign-up#{secret}"))
 
 
 async def check_parts(request: Request) -> Answer[CheckList]:
@@ -4102,13 +4076,13 @@ ADDRESSES = [
         "password       POST   /api/auth/password                200": change_password,
         "get_user       GET    /api/v1/user/me": get_user,
         "list_keys      GET    /api/v1/keys": list_keys,
-        "make_key       POST   /api/v1/keys": make_key,
+        "make_key       POST   /api/v1/keys": add_key,
         "revoke_key     DELETE /api/v1/keys/{id:str}": revoke_key}),
     group("administration", administrator, {
         "add_user       POST   /api/v1/admin/users": make_account,
         "set_password   POST   /api/v1/admin/users/password      200": replace_password,
-        "add_key        POST   /api/v1/admin/keys": make_key_for,
-        "add_invite     POST   /api/v1/admin/invites": invite,
+        "add_key        POST   /api/v1/admin/keys": add_key_for,
+        "add_invite     POST   /api/v1/admin/invites": add_invite,
         "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
         "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
         "audit          GET    /api/v1/admin/audit": audit,

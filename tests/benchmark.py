@@ -85,7 +85,7 @@ async def a_person(app, n):
         expires_at=None,
         now=app.now(),
     )
-    await app.db.write(v.add_key, user_id=user.id, key=v.prepare_key(key, name="benchmark"), now=app.now())
+    await app.db.write(v.add_key, user_id=user.id, wish=v.KeyWish(), new_key=key, now=app.now())
     return key
 
 
