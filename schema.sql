@@ -64,23 +64,22 @@ CREATE VIEW principals AS
            k.expires_at, k.last_used_at
     FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.revoked_at IS NULL;
 
--- Lets one person sign up while sign-up is by invitation.
+-- Lets one person sign up while sign-up is by invitation.  Deleted when it is used.
 CREATE TABLE invites (
     digest      TEXT    NOT NULL PRIMARY KEY CHECK (length(digest) = 64),
     created_at  INTEGER NOT NULL,
-    expires_at  INTEGER NOT NULL,
-    user_id     TEXT    UNIQUE REFERENCES users(id)     -- who used it
+    expires_at  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Wrong passwords, counted by account and by address.  Deleted a day after the last one.
+-- Wrong passwords, each once by its account and once by its address.  Deleted after a day.
 CREATE TABLE sign_in_failures (
-    subject     TEXT    NOT NULL PRIMARY KEY,           -- 'account:' or 'address:' and a digest
-    failures    INTEGER NOT NULL CHECK (failures > 0),
-    blocked_until_at  INTEGER NOT NULL,
+    id          INTEGER NOT NULL PRIMARY KEY,
+    subject     TEXT    NOT NULL,                       -- 'account:' or 'address:' and a digest
     failed_at   INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
-CREATE INDEX sign_in_failures_by_age ON sign_in_failures (failed_at);
+CREATE INDEX sign_in_failures_by_subject  ON sign_in_failures (subject, failed_at);
+CREATE INDEX sign_in_failures_by_age      ON sign_in_failures (failed_at);
 
 ---------------------------------------------------------------------------------------- ledger --
 

@@ -1377,9 +1377,15 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
+    return admit(db, user_id=id, session_digest=session_digest, now=now)
+
+
+def admit(db: Db, *, user_id: str, session_digest: str | None, now: int) -> User:
+    """The account; its browser is signed in from now on (with a session_digest)."""
     if session_digest:
-        start_session(db, user_id=id, digest=session_digest, now=now)
-    return get_user(db, user_id=id)
+        insert(db, "sessions", digest=session_digest, user_id=user_id, created_at=now,
+               expires_at=now + SESSION_LIFE)  # fmt: skip
+    return get_user(db, user_id=user_id)
 
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
@@ -1408,56 +1414,39 @@ def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str
 def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
             rules: CreditRules, now: int) -> User:  # fmt: skip
     """Make an account and sign it in; with an invitation, use that up."""
-    good = "SELECT 1 FROM invites WHERE digest = :digest AND user_id IS NULL AND expires_at > :now"
-    if invite_digest is not None and not value(db, good, digest=invite_digest, now=now):
+    use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
+    if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
+    return add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
                     session_digest=session_digest)  # fmt: skip
-    run(db, "UPDATE invites SET user_id = :id WHERE digest = :digest", id=user.id, digest=invite_digest)
-    return user
 
 
-def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None] | None:
+def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None]:
     """The account's id and password hash.  The attempt is counted before the password is looked at, so that
     guesses at the same time count too.  Raises TooManyAttempts with the seconds to wait."""
-    failures = {}
-    for subject in attempt:
-        failures[subject], blocked_until = db.execute("""
-            SELECT failures, blocked_until_at FROM sign_in_failures WHERE subject = ?
-        """, [subject]).fetchone() or (0, 0)  # fmt: skip
-        if blocked_until > now:
-            wait_s = math.ceil((blocked_until - now) / SECOND)
-            raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
+    count = "SELECT count(*), max(failed_at) FROM sign_in_failures WHERE subject = ?"
     for subject, free in attempt.items():
-        over = failures[subject] + 1 - free
-        until = now if over < 0 else now + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT)
-        insert(db, "sign_in_failures", """
-            ON CONFLICT (subject) DO UPDATE
-            SET failures = failures + 1, blocked_until_at = :blocked_until_at, failed_at = :failed_at
-        """, subject=subject, failures=1, blocked_until_at=until, failed_at=now)
+        failures, failed_at = db.execute(count, [subject]).fetchone()
+        over = failures - free
+        until = now if over < 0 else failed_at + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT)
+        if until > now:
+            wait_s = math.ceil((until - now) / SECOND)
+            raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
+    for subject in attempt:
+        insert(db, "sign_in_failures", subject=subject, failed_at=now)
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
-    return cast(tuple[str, str | None] | None, found)
-
-
-def finish_sign_in(db: Db, *, user_id: str, attempt: Attempt, session_digest: str, now: int) -> User:
-    """The password was right: forget the attempt, and give the browser a session of its own."""
-    forget_attempt(db, attempt=attempt)
-    start_session(db, user_id=user_id, digest=session_digest, now=now)
-    return get_user(db, user_id=user_id)
+    return cast(tuple[str, str | None], found or ("", None))
 
 
 def forget_attempt(db: Db, *, attempt: Attempt) -> None:
-    """The address is given back one attempt, not all: signing in to one's own account must not buy guesses
-    at others'."""
+    """The password was right.  The address is given back one attempt, not all: signing in to one's own
+    account must not buy guesses at others'."""
     account, address = attempt
     run(db, "DELETE FROM sign_in_failures WHERE subject = :account", account=account)
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :address AND failures = 1", address=address)
-    run(db, "UPDATE sign_in_failures SET failures = failures - 1, blocked_until_at = 0 WHERE subject = :id",
-        id=address)  # fmt: skip
-
-
-def start_session(db: Db, *, user_id: str, digest: str, now: int) -> None:
-    insert(db, "sessions", digest=digest, user_id=user_id, created_at=now, expires_at=now + SESSION_LIFE)
+    run(db, """
+        DELETE FROM sign_in_failures
+        WHERE id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
+    """, address=address)
 
 
 def end_session(db: Db, *, digest: str) -> None:
@@ -1469,9 +1458,7 @@ def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
     """Change the password, sign out everywhere, and start anew here (with a session_digest)."""
     run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
     run(db, "DELETE FROM sessions WHERE user_id = :id", id=user_id)
-    if session_digest:
-        start_session(db, user_id=user_id, digest=session_digest, now=now)
-    return get_user(db, user_id=user_id)
+    return admit(db, user_id=user_id, session_digest=session_digest, now=now)
 
 
 def find_principal(db: Db, *, digest: str, now: int) -> Principal | None:
@@ -3803,14 +3790,14 @@ def client_address(request: Request) -> str:
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
-async def check_password(request: Request, email: str, password: str, wrong: str) -> tuple[str, Attempt]:
+async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
     """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
     attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(client_address(request))}": 20}
-    account = await request.write(begin_sign_in, email=email, attempt=attempt)
-    user_id, password_hash = account or ("", None)
+    user_id, password_hash = await request.write(begin_sign_in, email=email, attempt=attempt)
     if not await request.parts.hash(verify_password, password_hash, password):
         raise Unauthorized(wrong)
-    return user_id, attempt
+    await request.write(forget_attempt, attempt=attempt)
+    return user_id
 
 
 async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
@@ -3840,8 +3827,8 @@ async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User
 
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
     wrong = "The e-mail address or the password is wrong."
-    user_id, attempt = await check_password(request, data.email, data.password, wrong)
-    return await begin_session(request, finish_sign_in, user_id=user_id, attempt=attempt)
+    user_id = await check_password(request, data.email, data.password, wrong)
+    return await begin_session(request, admit, user_id=user_id)
 
 
 async def sign_out(request: Request) -> Response[None]:
@@ -3856,9 +3843,7 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
         raise Forbidden("An API key cannot set a password; sign in.")
     user = await request.read(get_user)
     if user.has_password:
-        wrong = "currentPassword is wrong."
-        _, attempt = await check_password(request, user.email, data.current_password, wrong)
-        await request.write(forget_attempt, attempt=attempt)
+        await check_password(request, user.email, data.current_password, "currentPassword is wrong.")
     return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
 
 

@@ -382,15 +382,16 @@ async def test_who_has_many_addresses_of_ipv6_counts_once(app, addresses):
     for address in addresses:
         async with browser(app, address=address) as bot:
             await attempt(bot)
-    found = await rows(app, "SELECT failures FROM sign_in_failures WHERE subject LIKE 'address:%'")
-    assert found == [(len(addresses),)]
+    found = await rows(app, "SELECT subject FROM sign_in_failures WHERE subject LIKE 'address:%'")
+    assert (len(found), len({*found})) == (len(addresses), 1)
 
 
 async def test_neighbours_are_not_counted_together(app):
     for address in ["2001:db8::1", "2001:db8:0:1::1", "::ffff:192.0.2.1", "192.0.2.2", "unknown"]:
         async with browser(app, address=address) as bot:
             await attempt(bot)
-    assert len(await rows(app, "SELECT 1 FROM sign_in_failures WHERE subject LIKE 'address:%'")) == 5
+    found = await rows(app, "SELECT DISTINCT subject FROM sign_in_failures WHERE subject LIKE 'address:%'")
+    assert len(found) == 5
 
 
 def verifications(monkeypatch):
