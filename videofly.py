@@ -1217,17 +1217,14 @@ class Balance(Output, frozen=True):
 
 
 def balance(db: Db, *, user_id: str, now: int) -> Balance:
-    found = one(db, Balance, f"""
+    return many(db, Balance, f"""
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
                coalesce(sum(frozen), 0) AS frozen_credits, u.debt, u.plan,
                coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
                coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now
                                                AND spendable_until_at <= :soon), 0) AS expiring_soon
         FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
-    """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)  # noqa: S608
-    if found is None:
-        raise NotFound("There is no such user.")
-    return found
+    """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)[0]  # noqa: S608
 
 
 class Package(Output, frozen=True):
@@ -1241,7 +1238,7 @@ class Package(Output, frozen=True):
     refunded: int
     created_at: datetime
     expires_at: datetime | None
-    spendable_until: datetime | None
+    spendable_until_at: datetime | None = msgspec.field(name="spendableUntil")
 
 
 class PackageList(Output, frozen=True):
@@ -1251,11 +1248,9 @@ class PackageList(Output, frozen=True):
 
 def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
-    return PackageList(*newest(db, Package, """
-        SELECT id, trans_type, initial, remaining, frozen, used, expired, refunded, created_at, expires_at,
-               spendable_until_at AS spendable_until
-        FROM credit_packages WHERE user_id = :user_id AND id < :before
-    """, user_id=user_id, cursor=cursor, limit=limit))
+    sql = f"SELECT {', '.join(Package.__struct_fields__)} FROM credit_packages"  # noqa: S608
+    where = " WHERE user_id = :user_id AND id < :before"
+    return PackageList(*newest(db, Package, sql + where, user_id=user_id, cursor=cursor, limit=limit))
 
 
 class Movement(Output, frozen=True):
@@ -1501,21 +1496,17 @@ class KeyMade(Output, frozen=True):
 
 
 def new_api_key() -> str:
-    """vf_, 256 random bits, and a checksum by which scanners and typing errors are told from keys."""
-    body = base62(secrets.randbits(256), 43)
+    """vf_, 244 random bits, and a checksum by which scanners and typing errors are told from keys."""
+    body = "".join(secrets.choice(BASE62) for _ in range(41))
     return f"vf_{body}{checksum(body)}"
 
 
 def is_api_key(text: str) -> bool:
-    return len(text) == 52 and text.startswith("vf_") and text[-6:] == checksum(text[3:-6])
+    return len(text) == 52 and text.startswith("vf_") and text[-8:] == checksum(text[3:-8])
 
 
 def checksum(body: str) -> str:
-    return base62(binascii.crc32(body.encode()), 6)
-
-
-def base62(number: int, length: int) -> str:
-    return "".join(BASE62[number // 62**place % 62] for place in reversed(range(length)))
+    return f"{binascii.crc32(body.encode()):08x}"
 
 
 def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
@@ -3783,11 +3774,10 @@ async def begin_session(request: Request, fn: Callable[..., User], **given: Any)
 def client_address(request: Request) -> str:
     """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person may have."""
     host = request.client.host if request.client else ""
-    try:
+    with contextlib.suppress(ValueError):
         address = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+        return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+    return host
 
 
 async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
@@ -3807,9 +3797,8 @@ async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Respons
     if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
         raise LinkExpired("That set-up link is not valid, or not any more.")
     key = None if data.password else new_api_key()
-    answer = await begin_session(
-        request, set_up, email=data.email, new_key=key,
-        password_hash=await request.hash(data.password) if data.password else None)  # fmt: skip
+    password_hash = await request.hash(data.password) if data.password else None
+    answer = await begin_session(request, set_up, email=data.email, new_key=key, password_hash=password_hash)
     app.set_up_token = None
     if key and request.headers.get("accept", "").startswith("text/plain"):
         return Response(key, media_type=MediaType.TEXT)
