@@ -517,6 +517,12 @@ async def test_a_mistyped_key_is_told_so(app, client, ada):
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+async def test_a_session_that_begins_like_a_key_is_a_session(app, monkeypatch):
+    monkeypatch.setattr(v.secrets, "token_urlsafe", lambda size: "vf_" + "x" * 40)
+    async with signed_up(app) as ada:
+        assert await who(ada) == "ada@example.com"
+
+
 async def test_a_key_is_shown_once_and_kept_as_a_digest(app):
     async with signed_up(app) as ada:
         made = await make_key(ada, name="laptop")
