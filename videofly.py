@@ -291,13 +291,6 @@ APPLICATION_ID = 0x56464C59  # as schema.sql has it
 MIGRATIONS: list[str] = []  # MIGRATIONS[n] takes a file from version n + 1 to n + 2
 
 
-class News(msgspec.Struct, frozen=True):
-    """An event that was just committed: whose it is, and its id."""
-
-    user_id: str
-    id: int
-
-
 class Thread(aiosqlite.Connection):
     """A connection that runs whole functions, not only statements, on its thread."""
 
@@ -312,7 +305,7 @@ class Database:
         self._writer, self._readers = writer, itertools.cycle(readers)
         self._waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
         self._committing: asyncio.Task[None] | None = None
-        self.on_news: Callable[[list[News]], None] = lambda news: None  # told after each commit with events
+        self.on_news: Callable[[set[str]], None] = lambda users: None  # after each commit: who has new events
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -366,7 +359,7 @@ class Database:
         try:
             outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
         except BaseException as failure:
-            outcomes, news = [(None, failure)] * len(batch), []
+            outcomes, news = [(None, failure)] * len(batch), set()
         for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
             if problem is not None and not answer.cancelled():
                 answer.set_exception(problem)
@@ -382,14 +375,15 @@ class HalfDone(Exception):
     """An act wrote something and then failed, so that the transaction has to be undone."""
 
 
-def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
-    """Run the acts in one transaction.  When one of them, or SQLite, fails half-way: each in its own."""
+def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
+    """Run the acts in one transaction, and say which users have new events.  When one of the acts, or SQLite,
+    fails half-way: each in its own."""
     try:
         try:
             db.execute("BEGIN IMMEDIATE")
             (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
             outcomes = [attempt(db, act) for act in acts]
-            news = many(db, News, "SELECT user_id, id FROM events WHERE id > :id ORDER BY id", id=before)
+            news = {user_id for (user_id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
             db.execute("COMMIT")
             return outcomes, news
         finally:
@@ -399,9 +393,9 @@ def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], list[News]]:
         if len(acts) == 1:
             cause = failure.__cause__ or failure
             full = getattr(cause, "sqlite_errorname", "").startswith("SQLITE_FULL")
-            return [(None, DiskFull() if full else cause)], []
+            return [(None, DiskFull() if full else cause)], set()
         alone = [commit(db, [act]) for act in acts]
-        return [outcomes[0] for outcomes, _ in alone], [item for _, news in alone for item in news]
+        return [outcome for (outcome,), _ in alone], set().union(*(news for _, news in alone))
 
 
 def attempt(db: Db, act: Act) -> Outcome:
@@ -445,7 +439,7 @@ def migrate(db: Db, path: Path | None = None) -> None:
         copy = path.with_name(f"{path.name}.before-{newest}")
         copy.unlink(missing_ok=True)
         db.execute("VACUUM INTO ?", [str(copy)])
-    for n in range(max(version, 1), newest) if version else ():
+    for n in range(version or newest, newest):
         db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[n - 1]}; PRAGMA user_version = {n + 1}; COMMIT;")
 
 
@@ -2888,10 +2882,10 @@ class App:
     async def write(self, fn: Callable[..., T], /, **words: Any) -> T:
         return await self.db.write(fn, now=self.now(), **words)
 
-    def hear(self, news: list[News]) -> None:
+    def hear(self, users: set[str]) -> None:
         self.work_to_do.set()
-        if news:
-            self.bells.ring(*{item.user_id for item in news})
+        if users:
+            self.bells.ring(*users)
 
     def stop(self) -> None:
         """Let everything that waits for something else come to its end."""

@@ -235,11 +235,11 @@ async def test_a_full_disk_is_a_problem_and_loses_nothing(db):
 async def test_news_is_told_after_its_commit_and_only_then(db, path):
     told = []
 
-    def hear(news):
+    def hear(users):
         with sqlite3.connect(path) as other:
-            there = {id for (id,) in other.execute("SELECT id FROM events")}
+            there = {user_id for (user_id,) in other.execute("SELECT user_id FROM events")}
         other.close()
-        told.extend((item.user_id, item.id in there) for item in news)
+        told.extend((user_id, user_id in there) for user_id in sorted(users))
 
     db.on_news = hear
     bad = db.write(add, id="usr_x", then=ValueError())
