@@ -507,18 +507,14 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def page(items: list[T], limit: int, position: Callable[[T], Any]) -> tuple[list[T], str | None]:
-    """A page, and the next one's cursor, from limit + 1 rows: the extra one only tells that there is more."""
-    more = len(items) > limit
-    return items[:limit], write_cursor(position(items[limit - 1])) if more else None
-
-
-def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, **params: Any,
-           ) -> tuple[list[T], str | None]:  # fmt: skip
-    """A page of rows, and the next one's cursor.  The query's first column is the id, which is < :before."""
-    before = read_cursor(cursor, Position) if cursor else 2**62
-    found = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
-    return page(found, limit, lambda row: cast(Any, row).id)
+def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, position: Any = Position,
+           **params: Any) -> tuple[list[T], str | None]:  # fmt: skip
+    """A page of rows, and the next one's cursor.  What comes first in a row is its id, which is < :before."""
+    before = read_cursor(cursor, position) if cursor else b""  # SQLite sorts blobs behind numbers and texts
+    rows = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
+    if len(rows) <= limit:  # the extra one only tells that there is more
+        return rows, None
+    return rows[:limit], write_cursor(msgspec.structs.astuple(cast(Any, rows[limit - 1]))[0])
 
 
 def write_cursor(position: Any) -> str:
@@ -1706,14 +1702,11 @@ class VideoList(Output, frozen=True):
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
     """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
-    before = read_cursor(cursor, VideoPosition) if cursor else "~"
-    found = [video for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL")
-             for video in many(db, Video, VIDEO + f"""
+    both = " UNION ALL ".join(VIDEO + f"""
         WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
-        ORDER BY id DESC LIMIT :limit + 1
-    """, user_id=user_id, before=before, status=status, limit=limit)]  # fmt: skip
-    found.sort(key=lambda video: video.video_uuid, reverse=True)
-    return VideoList(*page(found, limit, lambda video: video.video_uuid))
+    """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
+    return VideoList(*newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
+                             user_id=user_id, status=status))  # fmt: skip
 
 
 def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
