@@ -379,16 +379,12 @@ def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
     """Run the acts in one transaction, and say which users have new events.  When one of the acts, or SQLite,
     fails half-way: each in its own."""
     try:
-        try:
+        with db:  # commits at its end, or rolls back
             db.execute("BEGIN IMMEDIATE")
             (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
             outcomes = [attempt(db, act) for act in acts]
             news = {user_id for (user_id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
-            db.execute("COMMIT")
-            return outcomes, news
-        finally:
-            if db.in_transaction:  # it failed
-                db.execute("ROLLBACK")
+        return outcomes, news
     except (sqlite3.Error, HalfDone) as failure:
         if len(acts) == 1:
             cause = failure.__cause__ or failure
