@@ -1627,29 +1627,25 @@ class Once(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-def earlier_answer(db: Db, *, user_id: str, once: Once | None) -> bytes | None:
-    """What the key was answered before.  Raises KeyReused when it came with another request."""
+def once_only(db: Db, *, act: Act, user_id: str, once: Once | None, now: int) -> bytes:
+    """Act, and return the answer as JSON; or the one that the same key was given before.  Raises KeyReused
+    when that came with another request."""
     sql = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?"
-    found = once and db.execute(sql, [user_id, once.key]).fetchone()
-    if once and found and found[0] != once.fingerprint:
-        raise KeyReused
-    return str(found[1]).encode() if found else None
-
-
-def keep_answer(db: Db, *, user_id: str, once: Once | None, answer: Output, now: int) -> bytes:
-    text = as_json(answer)
+    if once and (found := db.execute(sql, [user_id, once.key]).fetchone()):
+        if found[0] != once.fingerprint:
+            raise KeyReused
+        return str(found[1]).encode()
+    answer = as_json(act(db))
     if once:
         db.execute("INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)"
-                   " VALUES (?, ?, ?, ?, ?)", [user_id, once.key, once.fingerprint, text, now])  # fmt: skip
-    return text.encode()
+                   " VALUES (?, ?, ?, ?, ?)", [user_id, once.key, once.fingerprint, answer, now])  # fmt: skip
+    return answer.encode()
 
 
-def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, once: Once | None,
-                  max_running: int, timeout: int, now: int) -> bytes:  # fmt: skip
-    """Take an order: the limit, the credits, the video, its event and the key, or none of them.
-    Returns the video as JSON.  Raises TooManyRunning, InsufficientCredits, ImageRequired, KeyReused."""
-    if earlier := earlier_answer(db, user_id=user_id, once=once):
-        return earlier
+def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
+                  timeout: int, now: int) -> Video:  # fmt: skip
+    """Take an order: the limit, the credits, the video and its event, or none of them.
+    Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
     check_images(db, user_id=user_id, images=order.images)
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
@@ -1661,9 +1657,8 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
                 :quality, :seed, :images, :credits, :now, :deadline, :now, :now)
     """, **msgspec.structs.asdict(order) | {
         "id": id, "user_id": user_id, "images": as_json(order.images), "now": now, "deadline": now + timeout})
-    video = Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
-                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
-    return keep_answer(db, user_id=user_id, once=once, answer=video, now=now)
+    return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
+                 order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
 
 
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
@@ -1823,12 +1818,10 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
         now=now, id=id)  # fmt: skip
 
 
-def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: Once | None, max_running: int,
-                catalog_version: str, now: int) -> bytes:  # fmt: skip
+def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
+                catalog_version: str, now: int) -> Video:  # fmt: skip
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
     InsufficientCredits: what was given back must be paid again."""
-    if earlier := earlier_answer(db, user_id=user_id, once=once):
-        return earlier
     job = find_own(db, Job, JOB, user_id=user_id, id=id)
     credits, until = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
     if job.status != "FAILED" or job.original_url is None:
@@ -1842,7 +1835,7 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, once: 
         status = 'UPLOADING', attempt = attempt + 1, tries = 0, finished_at = NULL, error_code = NULL,
         error_message = NULL
     """, due_at=now, now=now)
-    return keep_answer(db, user_id=user_id, once=once, answer=get_video(db, user_id=user_id, id=id), now=now)
+    return get_video(db, user_id=user_id, id=id)
 
 
 def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
@@ -3292,6 +3285,11 @@ class Request(litestar.Request[Principal, Any, State]):
             if fn in CHANGE_ACCOUNTS:
                 self.parts.principals = {}
 
+    async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
+        """What a function answers, as JSON: once for the same Idempotency-Key."""
+        act = functools.partial(fn, **self.told(fn, given))
+        return await self.write(once_only, act=act, once=once_of(self, key, body))
+
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
         unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
@@ -3552,13 +3550,13 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
     id = new_uuid(request.parts.now())
     order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
-    stored = await request.write(request_video, id=id, order=order, once=once_of(request, key, data))
+    stored = await request.write_once(request_video, key, data, id=id, order=order)
     return await answer_order(request, id, stored, prefer)
 
 
 async def store_again(request: Request, uuid: FromPath[str], key: IdempotencyKey = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
-    stored = await request.write(retry_video, id=uuid, once=once_of(request, key, None))
+    stored = await request.write_once(retry_video, key, None, id=uuid)
     return await answer_order(request, uuid, stored, prefer)
 
 
@@ -3944,12 +3942,6 @@ ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyS
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
-def once_only(db: Db, *, act: Callable[[Db], Output], user_id: str, once: Once | None, now: int) -> bytes:
-    """Act, or give the answer that the same key was given before, as JSON."""
-    earlier = earlier_answer(db, user_id=user_id, once=once)
-    return earlier or keep_answer(db, user_id=user_id, once=once, answer=act(db), now=now)
-
-
 def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
     path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
@@ -3962,8 +3954,7 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     async def handler(request: Request, key: str | None = None, **given: Any) -> Any:
         told = {INSIDE.get(word, word): value for word, value in given.items()}
         if once:
-            act = functools.partial(fn, **request.told(fn, told))
-            data = await request.write(once_only, act=act, once=once_of(request, key, told["wish"]))
+            data: Any = await request.write_once(fn, key, told["wish"], **told)
         else:
             data = await (request.read if method == "GET" else request.write)(fn, **told)
         return None if data is None else ok(with_links(request, data))

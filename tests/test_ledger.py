@@ -252,7 +252,7 @@ class Ledger(RuleBasedStateMachine):
         for credits, once_, act, (answer, problem) in zip(prices, once, acts, outcomes, strict=True):
             assert type(problem) is (self.model.refusal(who, credits, key) or type(None)), problem
             if problem is None:
-                id = act.keywords["id"]
+                id = act.keywords["act"].keywords["id"]
                 hold = self.model.freeze(who, credits, key)
                 self.model.videos[id] = Video(who, id, credits, hold, once_, answer)
                 taken.append(self.job(id))
@@ -260,8 +260,9 @@ class Ledger(RuleBasedStateMachine):
 
     def order_act(self, who, id, credits, key, once):
         order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1")
-        return functools.partial(v.request_video, id=id, user_id=who, api_key_id=key, order=order, once=once,
-                                 max_running=RUNNING_MAX, timeout=v.HOUR, now=self.now)
+        act = functools.partial(v.request_video, id=id, user_id=who, api_key_id=key, order=order,
+                                max_running=RUNNING_MAX, timeout=v.HOUR, now=self.now)
+        return functools.partial(v.once_only, act=act, user_id=who, once=once, now=self.now)
 
     def is_current(self, job):
         video = self.model.videos[job.id]
@@ -316,7 +317,7 @@ class Ledger(RuleBasedStateMachine):
         possible = video.status == "FAILED" and video.made
         refusal = (v.VideoNotFound if video.deleted else v.RetryNotAvailable if not possible
                    else self.model.refusal(video.owner, video.credits, key))
-        self.do(v.retry_video, refusal, user_id=video.owner, api_key_id=key, id=video.id, once=None,
+        self.do(v.retry_video, refusal, user_id=video.owner, api_key_id=key, id=video.id,
                 max_running=RUNNING_MAX, catalog_version="v2")
         if refusal:
             return multiple()

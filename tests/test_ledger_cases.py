@@ -163,7 +163,7 @@ class Ledger:
                 return self.order(name, int(credits), key)
             case ["retry", name, *key]:
                 return self.do(v.retry_video, user_id="usr_me", api_key_id="key_1" if key else None,
-                               id=uuid(name), once=None, max_running=99, catalog_version="v1")
+                               id=uuid(name), max_running=99, catalog_version="v1")
             case ["grant", credits, *life]:
                 self.grants += 1
                 return self.give("usr_me", "SYSTEM_ADJUST", f"grant {self.grants}", credits, life)
@@ -186,7 +186,7 @@ class Ledger:
     def order(self, name, credits, key):
         order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1")
         return self.do(v.request_video, id=uuid(name), user_id="usr_me", api_key_id="key_1" if key else None,
-                       order=order, once=None, max_running=99, timeout=v.HOUR)
+                       order=order, max_running=99, timeout=v.HOUR)
 
     def job(self, id):
         """The video as a worker sees it that does not know whether it has ended."""

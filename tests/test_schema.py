@@ -1,5 +1,6 @@
 """Promises that schema.sql makes about itself, and what it refuses whoever writes."""
 
+import functools
 import re
 import sqlite3
 
@@ -47,8 +48,9 @@ def fill(db):
 
 def request(db, id, user_id, key_id=None):
     db.execute("BEGIN")
-    v.request_video(db, id=id, user_id=user_id, api_key_id=key_id, order=ORDER, once=v.Once(id, "request"),
-                    max_running=3, timeout=60_000, now=2_000)
+    act = functools.partial(v.request_video, id=id, user_id=user_id, api_key_id=key_id, order=ORDER,
+                            max_running=3, timeout=60_000, now=2_000)
+    v.once_only(db, act=act, user_id=user_id, once=v.Once(id, "request"), now=2_000)
     db.execute("COMMIT")
 
 
@@ -127,7 +129,7 @@ def a_day(db, user_id):
     v.next_due(db, after=7_000)
     v.hear_callback(db, id=RUNNING, now=7_000)
     v.expire(db, now=10**13)
-    v.retry_video(db, user_id=user_id, api_key_id=None, id=FAILED, once=None, max_running=9,
+    v.retry_video(db, user_id=user_id, api_key_id=None, id=FAILED, max_running=9,
                   catalog_version="v1", now=7_000)
     v.cancel_video(db, user_id=user_id, id=RUNNING, now=7_000)
     v.delete_video(db, user_id=user_id, id=MADE, now=7_000)
