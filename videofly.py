@@ -468,8 +468,7 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
 
 
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
-    rows = many(db, as_, sql, **params)
-    return rows[0] if rows else None
+    return next(iter(many(db, as_, sql, **params)), None)
 
 
 def value(db: Db, sql: str, **params: Any) -> Any:
@@ -3645,8 +3644,7 @@ async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
     key = f"uploads/{new_uuid(app.now())}.{ending}"
     part = app.temporary / key.replace("/", "-")
     try:
-        with storage_failures():
-            await asyncio.to_thread(part.write_bytes, content)
+        await on_thread(None, part.write_bytes, content)
         await app.storage.put(key, part, media_type)
         try:
             await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
@@ -4149,10 +4147,9 @@ async def serve_until_stopped(settings: Settings) -> None:
         raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
     with listener:
         async with open_app(settings) as app:
-            config = uvicorn.Config(
-                http(app), host=host, port=port, lifespan="off", log_config=None, access_log=False,
-                server_header=False, proxy_headers=True, forwarded_allow_ips=settings.trusted_proxies,
-                timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
+            config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
+                                    server_header=False, forwarded_allow_ips=settings.trusted_proxies,
+                                    timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
             await Server(config, app).serve([listener])
 
 
