@@ -26,6 +26,8 @@ CREATE TABLE users (
 
 CREATE INDEX users_admins ON users (created_at) WHERE is_admin = 1;
 
+CREATE VIEW accounts AS SELECT *, password_hash IS NOT NULL AS has_password FROM users;
+
 -- One signed-in browser.  Made anew at every sign-in; deleted at sign-out, at a password change and past its date.
 CREATE TABLE sessions (
     digest      TEXT    NOT NULL PRIMARY KEY CHECK (length(digest) = 64),
@@ -157,6 +159,14 @@ CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id
 CREATE INDEX credit_transactions_by_package  ON credit_transactions (package_id);
 CREATE INDEX credit_transactions_by_hold     ON credit_transactions (hold_id, kind, id) WHERE hold_id IS NOT NULL;
 
+-- A hold with what it drew from which package.
+CREATE VIEW shown_holds AS
+    SELECT h.*, (SELECT json_group_array(json_object('packageId', t.package_id, 'credits', t.credits,
+                        'expiresAt', strftime('%Y-%m-%dT%H:%M:%SZ', p.expires_at / 1000, 'unixepoch')))
+                 FROM credit_transactions t JOIN credit_packages p ON p.id = t.package_id
+                 WHERE t.hold_id = h.id AND t.kind = 'freeze') AS draws
+    FROM credit_holds h;
+
 CREATE TRIGGER transactions_apply AFTER INSERT ON credit_transactions BEGIN
     UPDATE credit_packages SET
         remaining = remaining + CASE WHEN NEW.kind IN ('grant', 'release') THEN NEW.credits
@@ -218,6 +228,7 @@ CREATE TABLE videos (
     due_at           INTEGER,
     deadline_at      INTEGER NOT NULL,                  -- the provider has to be done by then
     submitted_at     INTEGER,                           -- the intent, written before the provider is called
+    cancelled_at     INTEGER,                           -- the wish; whether it came in time, the provider says
     missed           INTEGER NOT NULL DEFAULT 0,        -- times that the provider said it knows no such job
     missed_at        INTEGER,                           -- the first of them in a row
     ref              TEXT,                              -- what the provider's fetch needs; without it, a submit is unknown
@@ -250,6 +261,13 @@ CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
 CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
+-- With the names that people see.
+CREATE VIEW shown_videos AS
+    SELECT *, id AS video_uuid, credits AS credits_used, cancelled_at AS cancel_requested_at,
+           iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
+           storage_key AS video_url, poster_key AS poster_url
+    FROM videos;
+
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
 -- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
 -- sent, and no answer came.
@@ -261,18 +279,23 @@ CREATE TABLE provider_jobs (
     taken_at     INTEGER,
     ended_at     INTEGER,
     ref          TEXT,
-    refused      INTEGER NOT NULL DEFAULT 0 CHECK (refused IN (0, 1)),      -- for good; not for being away
+    state        TEXT    NOT NULL DEFAULT 'unknown' CHECK (state IN ('unknown', 'taken', 'queued', 'running', 'succeeded',
+                         'failed', 'canceled', 'missing', 'refused', 'away')),      -- refused: for good
+    cost         REAL,                                  -- as the provider told it, in whatever it counts
     error        TEXT
 ) STRICT;
 
 CREATE INDEX provider_jobs_by_video ON provider_jobs (video_id, id);
+
+CREATE VIEW shown_provider_jobs AS
+    SELECT *, video_id AS video_uuid, iif(json_valid(ref), ref ->> 'id', ref) AS provider_id FROM provider_jobs;
 
 CREATE TRIGGER provider_jobs_begin AFTER UPDATE OF submitted_at ON videos
 WHEN NEW.submitted_at IS NOT NULL AND OLD.submitted_at IS NULL BEGIN
     INSERT INTO provider_jobs (video_id, provider, began_at) VALUES (NEW.id, NEW.provider, NEW.submitted_at);
 END;
 CREATE TRIGGER provider_jobs_taken AFTER UPDATE OF ref ON videos WHEN NEW.ref IS NOT OLD.ref BEGIN
-    UPDATE provider_jobs SET ref = NEW.ref, taken_at = NEW.changed_at
+    UPDATE provider_jobs SET ref = NEW.ref, taken_at = NEW.changed_at, state = 'taken'
     WHERE id = (SELECT max(id) FROM provider_jobs WHERE video_id = NEW.id);
 END;
 CREATE TRIGGER provider_jobs_end AFTER UPDATE OF finished_at ON videos WHEN NEW.finished_at IS NOT NULL BEGIN

@@ -53,9 +53,10 @@ import sys
 import textwrap
 import time
 import tomllib
+import typing
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -63,20 +64,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Generic,
-    Literal,
-    Protocol,
-    Self,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 import aiosqlite
@@ -171,15 +159,11 @@ class Refused(Exception):
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from the environment.  Raises Refused with the variable's name and the reason."""
-    names, given = Settings.__struct_encode_fields__, dict[str, str]()
-    for name, text in sorted(environ.items()):
-        plain = name if name in names else name.removesuffix("_FILE")
-        if plain in given:
-            raise Refused(f"{plain} and {plain}_FILE are both set; keep one.")
-        if plain in names:
-            given[plain] = text if name == plain else read_secret_file(name, text)
-        elif name.startswith("VIDEOFLY_") and name not in CLIENT_VARIABLES:
-            raise Refused(f"{name} is not a setting. The settings are {', '.join(names)}.")
+    names = Settings.__struct_encode_fields__
+    known = {*names, *(f"{name}_FILE" for name in names), *CLIENT_VARIABLES}
+    if unknown := sorted(name for name in environ if name.startswith("VIDEOFLY_") and name not in known):
+        raise Refused(f"{unknown[0]} is not a setting. The settings are {', '.join(names)}.")
+    given = {name: text for name in names if (text := read_variable(environ, name)) is not None}
     try:
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -192,11 +176,17 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def read_secret_file(name: str, path: str) -> str:
+def read_variable(environ: Mapping[str, str], name: str) -> str | None:
+    """What a variable holds, or the file that <NAME>_FILE names; None without either.  Raises Refused."""
+    in_file = f"{name}_FILE"
+    if in_file not in environ:
+        return environ.get(name)
+    if name in environ:
+        raise Refused(f"{name} and {in_file} are both set; keep one.")
     try:
-        return Path(path).read_text().rstrip("\r\n")
+        return Path(environ[in_file]).read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{name}: {error}") from None
+        raise Refused(f"{in_file}: {error}") from None
 
 
 # ---------------------------------------------------------------------------
@@ -245,6 +235,7 @@ class InvalidOption(Problem, n=400, code="E4023"):        """The model does not 
 class Cancelled(Problem, n=409, code="E4024"):            """The video was cancelled."""
 class AlreadyFinished(Problem, n=409, code="E4025"):      """The video is finished."""
 class Moderated(Problem, n=422, code="E4026"):            """The provider refuses to make that."""
+class StillRunning(Problem, n=409, code="E4027"):         """The video is being made; cancel it first."""
 class ProviderFailed(Problem, n=502, code="E5001"):       """The provider could not make the video."""
 class StorageFailed(Problem, n=500, code="E5002"):        """The video could not be stored."""
 class CallbackFailed(Problem, n=500, code="E5003"):       """The callback could not be processed."""
@@ -442,12 +433,12 @@ def migrate(db: Db, path: Path | None = None) -> None:
 @functools.cache
 def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    return {name: cast_for(hint) for name, hint in get_type_hints(as_).items()}
+    return {name: cast_for(hint) for name, hint in typing.get_type_hints(as_).items()}
 
 
 def cast_for(hint: Any) -> Callable[[Any], Any] | None:
-    kind = get_args(hint)[0] if type(None) in get_args(hint) else hint
-    if kind in (int, str) or get_origin(kind) is Literal:
+    kind = typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
+    if kind in (int, float, str) or typing.get_origin(kind) is Literal:
         return None
     plain: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
     return plain.get(kind) or functools.partial(msgspec.json.decode, type=kind)
@@ -458,13 +449,19 @@ def moment(at: int) -> datetime:
 
 
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
-    """The rows as Structs, whose fields are the columns' names."""
-    found, how = db.execute(sql, params), casts(as_)  # type: ignore[arg-type]
+    """The rows as Structs, whose fields are the columns' names; the query may begin with its FROM."""
+    words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql  # type: ignore[arg-type]
+    found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
     makers = [(name, how[name]) for name, *_ in found.description]
     return [as_(**{
         name: make(value) if make and value is not None else value
         for (name, make), value in zip(makers, row, strict=True)
     }) for row in found.fetchall()]  # fmt: skip
+
+
+@functools.cache
+def select(as_: type[Any]) -> str:
+    return f"SELECT {', '.join(as_.__struct_fields__)} "
 
 
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
@@ -553,6 +550,7 @@ class Call(Strict, frozen=True):
     query: dict[str, Any] = {}
     body: dict[str, Any] = {}
     form: bool = False  # as multipart/form-data, not as JSON
+    only: JobState | None = None  # made for a job that stands so, and for no other
 
 
 class Check(Strict, frozen=True):
@@ -569,27 +567,34 @@ class Template(Strict, frozen=True, kw_only=True):
     base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#@\s]+[^?#\s]*$")]
     key: Variable = ""  # its key's
     headers: dict[str, str] = {}  # of every call; {key} is the key
+    upload: Call | None = None  # takes an image, before the order
+    uploaded: Paths = ("name",)  # how the order names it then
     submit: Call
-    status: Call | None = None  # without it the answer to submit has the result
+    status: tuple[Call, ...] = ()  # asked in turn, until one knows; without, submit's answer has the result
     outcome: Call | None = None  # asked when the status says succeeded: the result is there, or the failure
     content: Call | None = None  # the result itself, where it has no address in the answer
-    cancel: Call | None = None
+    cancel: tuple[Call, ...] = ()
     ok: Check | None = None  # an answer with HTTP 2xx that is not so is a refusal
     fail_if: tuple[Check, ...] = ()  # one of them found: failed, whatever the state says
     id: Paths = ("id",)
+    own_id: bool = False  # it takes our id for its own, so that a lost order can be looked up
     keep: dict[str, str] = {}  # name: path in submit's answer of what later calls need
     state: Paths = ("status",)
     states: dict[str, JobState] = {}  # exact words; others are looked up in STATES
+    lists: dict[JobState, Paths] = {}  # where its id stands while it is so
     progress: Paths = ()
     progress_scale: float = 1
     results: Paths = ()
+    files: Paths = ()  # else what describes it, for content's query
+    cost: Paths = ()  # what the provider took for it
     error_code: Paths = ("error.code",)
     error_message: Paths = ("error.message",)
     auth_result: bool = False  # the headers are needed for the result too, on the same host
     result_hours: int = 24  # it lives that long
     callback: Literal["none", "standard", "fal", "kie"] = "none"  # how its callbacks are signed
     callback_key: Variable = ""  # their secret's
-    keys_url: str = ""  # of fal's keys
+    secrets_url: str = ""  # where they are, without that
+    secrets_at: Paths = ()
     callback_id: Paths = ()  # the id in a callback's body, for an order whose answer was lost
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     call_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0  # for a whole call
@@ -599,12 +604,13 @@ class Template(Strict, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """How a job stands at its provider."""
 
-    state: JobState
+    state: JobState | Literal["missing"]
     progress: int = 0  # percent
     url: str | None = None  # of the result, when succeeded
     until_at: int | None = None  # the result lives until then
     error: str | None = None
     moderated: bool = False  # it failed because of what was asked for, not because of how it was made
+    cost: float | None = None  # in whatever the provider counts
 
 
 # What providers say, in our words (lower case, with underscores).
@@ -616,6 +622,7 @@ STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
     "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
     "canceled": "canceled cancelled aborted interrupted deleted",
 }.items() for word in words.split()}  # fmt: skip
+VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
 
 
@@ -632,22 +639,22 @@ def fill(tree: Any, values: Values) -> Any:
     """A body with its values in place.  What comes to nothing is left out."""
     match tree:
         case {"$": name, **how}:
-            return shape(values.get(name), how)
-        case dict():
+            return fill(shape(values.get(name), how), values)
+        case Decimal():  # which is how the catalogue is read
+            return float(tree)
+        case dict() if tree:
             filled = {key: fill(part, values) for key, part in tree.items()}
-            return {key: part for key, part in filled.items() if part is not None}
-        case list():
-            return [part for item in tree if (part := fill(item, values)) is not None]
+            return {key: part for key, part in filled.items() if part is not None} or None
+        case list() if tree:
+            return [part for item in tree if (part := fill(item, values)) is not None] or None
         case _:
             return tree
 
 
-def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Two bodies as one; where both have a table, the tables too."""
-    return {**body, **{
-        key: merged(body[key], part) if isinstance(part, dict) and isinstance(body.get(key), dict) else part
-        for key, part in extra.items()
-    }}  # fmt: skip
+def merged(body: Any, extra: Any) -> Any:
+    """Two bodies as one: where both have a table, the tables too; else what is extra counts."""
+    tables = isinstance(body, dict) and isinstance(extra, dict) and "$" not in {**body, **extra}
+    return {**body, **{key: merged(body.get(key), part) for key, part in extra.items()}} if tables else extra
 
 
 def shape(value: Any, how: dict[Any, Any]) -> Any:
@@ -657,6 +664,10 @@ def shape(value: Any, how: dict[Any, Any]) -> Any:
     value = how.get("constant", value)
     if "map" in how:
         value = how["map"][str(value)]
+    if "times" in how:
+        value = value * how["times"] + how.get("plus", 0)
+    if "multiple" in how:
+        value = round(value / how["multiple"]) * how["multiple"]
     if "as" in how:
         value = AS[how["as"]](value)
     return f"{value}{how['suffix']}" if "suffix" in how else value
@@ -713,10 +724,15 @@ def error_in(template: Template, body: Any) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
 
 
-def read_status(template: Template, body: Any) -> Snapshot | None:
+def failed(error: str, *, said: str, state: Literal["failed", "canceled"] = "failed") -> Snapshot:
+    """The end of a job without a result; what was said tells whether for its content."""
+    return Snapshot(state, error=error, moderated=bool(MODERATION.search(said)))
+
+
+def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
     """How a job stands, from an answer; None where the answer does not say."""
-    said = find(body, template.state)
-    if said is None:
+    listed = (state for state, paths in template.lists.items() if id in find_all(body, paths))
+    if (said := find(body, template.state)) is None and (said := next(listed, None)) is None:
         return None
     word = re.sub(r"[-\s]", "_", str(said)).lower()
     state = template.states.get(str(said)) or STATES.get(word, "running")
@@ -724,7 +740,7 @@ def read_status(template: Template, body: Any) -> Snapshot | None:
         state = "failed"
     if state in ("failed", "canceled"):
         error = error_in(template, body) or f"The provider says {said}."
-        return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
+        return failed(error, said=f"{said} {error}", state=state)
     part = find(body, template.progress)
     percent = round(part * template.progress_scale) if isinstance(part, int | float) else 0
     return Snapshot(state, min(max(percent, 0), 100))
@@ -736,58 +752,84 @@ def read_result(template: Template, body: Any, *, now: int) -> Snapshot:
     url = next((item for item in (urls if isinstance(urls, list) else [urls]) if isinstance(item, str)), None)
     if url is None or not url.startswith(("https://", "http://", "data:")):
         error = error_in(template, body) or "The provider finished without a result."
-        return Snapshot("failed", error=error, moderated=bool(MODERATION.search(as_json(body))))
+        return failed(error, said=as_json(body))
     return Snapshot("succeeded", 100, url, now + template.result_hours * HOUR)
+
+
+def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
+    """What describes the video among the files of an answer; a temporary one, if there is no other."""
+    found = [file for file in find_all(body, template.files) if isinstance(file, dict)
+             and any(VIDEO_NAME.search(str(part)) for part in file.values())]  # fmt: skip
+    return min(found, key=lambda file: "temp" in file.values(), default=None)
 
 
 SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 
 
-def is_fresh(timestamp: str, now: int) -> bool:
-    return timestamp.isdecimal() and len(timestamp) < 12 and abs(now // SECOND - int(timestamp)) <= SIGNED_FOR
-
-
-def signed_standard(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
+def signed_standard(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
     """Whether a callback is signed as https://www.standardwebhooks.com says; any of its v1 counts."""
     id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
     right = hmac.new(key, f"{id}.{timestamp}.".encode() + body, "sha256").digest()
     expected = b"v1," + base64.b64encode(right)
     given = headers.get("webhook-signature", "").encode().split()
-    return is_fresh(timestamp, now) and any(hmac.compare_digest(one, expected) for one in given)
+    return any(hmac.compare_digest(one, expected) for one in given)
 
 
-def signed_kie(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
+def signed_kie(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
     """Whether Kie signed a callback's id and time.  It does not sign the body."""
     timestamp, id = headers.get("x-webhook-timestamp", ""), find(loads(body), ["data.taskId", "data.task_id"])
     right = base64.b64encode(hmac.digest(secret.encode(), f"{id}.{timestamp}".encode(), "sha256"))
-    given = headers.get("x-webhook-signature", "").encode()
-    return is_fresh(timestamp, now) and hmac.compare_digest(given, right)
+    return hmac.compare_digest(headers.get("x-webhook-signature", "").encode(), right)
 
 
-def signed_fal(headers: Mapping[str, str], body: bytes, keys: Any, now: int) -> bool:
-    """Whether one of fal's keys (a JWKS) signed a callback: Ed25519 over four lines."""
+def signed_fal(headers: Mapping[str, str], body: bytes, x: str) -> bool:
+    """Whether one of fal's keys (the x of a JWK) signed a callback: Ed25519 over four lines."""
     from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
 
     parts = [headers.get(f"x-fal-webhook-{name}", "") for name in ("request-id", "user-id", "timestamp")]
     message = "\n".join([*parts, hashlib.sha256(body).hexdigest()]).encode()
-    for x in find_all(keys, ["keys.*.x"]):
-        with contextlib.suppress(ValueError, TypeError):
-            public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
-            signature = bytes.fromhex(headers.get("x-fal-webhook-signature", ""))
-            eddsa.new(public, "rfc8032").verify(message, signature)
-            return is_fresh(parts[2], now)
+    with contextlib.suppress(ValueError, TypeError):
+        public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+        signature = bytes.fromhex(headers.get("x-fal-webhook-signature", ""))
+        eddsa.new(public, "rfc8032").verify(message, signature)
+        return True
     return False
+
+
+# How callbacks are signed: the header with the time, and the check with one secret.
+SIGNATURES: dict[str, tuple[str, Callable[[Mapping[str, str], bytes, str], bool]]] = {
+    "standard": ("webhook-timestamp", signed_standard),
+    "kie": ("x-webhook-timestamp", signed_kie),
+    "fal": ("x-fal-webhook-timestamp", signed_fal)}
+
+
+def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
+    """Whether one of the keys signed a callback, a short while ago."""
+    clock, check = SIGNATURES[kind]
+    at = headers.get(clock, "")
+    fresh = at.isdecimal() and len(at) < 12 and abs(now // SECOND - int(at)) <= SIGNED_FOR
+    return fresh and any(check(headers, body, key) for key in keys)
+
+
+def placeholders(tree: Any) -> Iterator[str]:
+    """The names of what a body asks for."""
+    match tree:
+        case {"$": name}:
+            yield name
+        case dict() | list():
+            for part in tree.values() if isinstance(tree, dict) else tree:
+                yield from placeholders(part)
 
 
 def template_faults(template: Template) -> Iterator[str]:
     """What types cannot say about a template."""
     known = {"id", "key", *VALUES, *template.keep}
-    calls = (template.submit, template.status, template.outcome, template.content, template.cancel)
-    for call in filter(None, calls):
-        for name in re.findall(r"\{\+?(\w+)\}", call.path + call.image_path):
-            if name not in known:
-                yield f"{call.path} names {name}, which nothing gives"
+    calls = (template.upload, template.submit, *template.status, template.outcome, *template.cancel)
+    for call in filter(None, (*calls, template.content)):
+        asked = {*re.findall(r"\{\+?(\w+)\}", call.path + call.image_path), *placeholders(call.body)}
+        for name in sorted(asked - known):
+            yield f"{call.path} names {name}, which nothing gives"
     if not (template.status or template.results):
         yield "without status, results must say where the result is"
     if not (template.results or template.content):
@@ -796,8 +838,8 @@ def template_faults(template: Template) -> Iterator[str]:
 
 # What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
 VALUES = (
-    "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size", "seed",
-    "uuid", "image", "images", "image_file", "image_base64", "image_type", "callback_url",
+    "", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
+    "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded", "callback_url",
 )  # fmt: skip
 
 
@@ -826,6 +868,7 @@ class Upstream(Strict, frozen=True):
     model: str
     image_model: str = ""  # instead, when there is an image
     body: dict[str, Any] = {}  # what it wants beside what the template puts into submit's body
+    image_body: dict[str, Any] = {}  # instead, when there is an image
 
 
 class Model(Strict, frozen=True):
@@ -839,6 +882,7 @@ class Model(Strict, frozen=True):
     qualities: Annotated[dict[Quality, Decimal], Some]
     price: Price
     enabled: bool = True
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] | None = None  # to make it; else as in the settings
     upstream: dict[str, Upstream] = {}  # by provider
 
 
@@ -885,7 +929,8 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
         text = path.read_text()
-        catalogue = msgspec.convert(with_templates(tomllib.loads(text, parse_float=Decimal)), Catalogue)
+        file = with_files(tomllib.loads(text, parse_float=Decimal), path.parent)
+        catalogue = msgspec.convert(with_templates(file), Catalogue)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
@@ -899,13 +944,42 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = tomllib.loads((FILES / "catalog.toml").read_text())["templates"] | file.pop("templates", {})
-    for provider in file.get("providers", []):
-        like = provider.pop("like", None) if isinstance(provider, dict) else None
-        if like is not None:
-            if like not in known:
-                raise ValueError(f"providers: there is no template {like!r}, only {', '.join(known)}.")
-            provider.update(known[like] | provider)
-    return file
+
+    def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+        like = part.pop("like", None)
+        if like is not None and (like not in known or depth > 9):
+            raise ValueError(f"providers: there is no template {like!r}, only {', '.join(known)}.")
+        return part if like is None else merged(whole({**known[like]}, depth + 1), part)
+
+    providers = file.get("providers", [])
+    return file | {"providers": [whole(part) if isinstance(part, dict) else part for part in providers]}
+
+
+def with_files(tree: Any, folder: Path) -> Any:
+    """The same, where {"$file" = name, bind = {path = value}} is the workflow in a file, as ComfyUI's API
+    wants it, with values in some places: by path, for in its text a quote could break out of its place."""
+    match tree:
+        case {"$file": str(name), **rest}:
+            return with_bindings(name, loads((folder / name).read_bytes()), rest.get("bind", {}))
+        case dict():
+            return {key: with_files(part, folder) for key, part in tree.items()}
+        case list():
+            return [with_files(part, folder) for part in tree]
+        case _:
+            return tree
+
+
+def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
+    nodes = workflow.values() if isinstance(workflow, dict) else [None]
+    if not all(isinstance(node, dict) and "class_type" in node for node in nodes):
+        raise ValueError(f"{name} is no workflow in the API format; in ComfyUI: Workflow, Export (API).")
+    for path, value in bind.items():
+        *steps, last = path.split(".")
+        place = next(hits(workflow, steps), None)
+        if not isinstance(place, dict) or last not in place:
+            raise ValueError(f"{name} has no {path}.")
+        place[last] = value
+    return workflow
 
 
 def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
@@ -926,6 +1000,9 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
+        bodies = [[upstream.body, upstream.image_body] for upstream in model.upstream.values()]
+        for unknown in set(placeholders(bodies)) - set(VALUES):
+            yield f"models[{n}].upstream", f"nothing gives {unknown!r}"
         numbers = (model.price.base, model.price.per_second, *model.qualities.values())
         if not all(number.is_finite() and 0 <= number <= 1_000_000 for number in numbers):
             yield f"models[{n}].price", "its numbers must be 0 to 1000000"
@@ -990,6 +1067,7 @@ class Order(msgspec.Struct, frozen=True):
     images: list[str]  # keys of uploads
     credits: int
     catalog_version: str
+    minutes: int | None  # that it may take, where the model says so
 
 
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
@@ -1013,7 +1091,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
     return Order(
         model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
         seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits, catalogue.version,
-    )  # fmt: skip
+        model.minutes)  # fmt: skip
 
 
 def offered(field: str, wanted: str | None, choices: list[str]) -> str:
@@ -1233,9 +1311,8 @@ class PackageList(Output, frozen=True):
 
 def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
-    sql = f"SELECT {', '.join(Package.__struct_fields__)} FROM credit_packages"  # noqa: S608
-    where = " WHERE user_id = :user_id AND id < :before"
-    return PackageList(*newest(db, Package, sql + where, user_id=user_id, cursor=cursor, limit=limit))
+    sql = "FROM credit_packages WHERE user_id = :user_id AND id < :before"
+    return PackageList(*newest(db, Package, sql, user_id=user_id, cursor=cursor, limit=limit))
 
 
 class Movement(Output, frozen=True):
@@ -1323,8 +1400,6 @@ KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
 LONGEST_WAIT = 15 * MINUTE
 KEYS_MAX = 100  # unrevoked keys of a user
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-USER = "SELECT id, email, is_admin, password_hash IS NOT NULL AS has_password, plan, created_at FROM users"
-API_KEY = "SELECT id, name, hint, credit_limit, created_at, expires_at, last_used_at FROM api_keys"
 Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
 
 
@@ -1369,8 +1444,8 @@ def admit(db: Db, *, user_id: str, session_digest: str | None, now: int) -> User
 
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
-    found = one(db, User, USER + " WHERE id = :user_id OR email = :email", user_id=user_id, email=email)
-    if found is None:
+    sql = "FROM accounts WHERE id = :user_id OR email = :email"
+    if (found := one(db, User, sql, user_id=user_id, email=email)) is None:
         raise NotFound(f"There is no account {email or user_id}.")
     return found
 
@@ -1443,10 +1518,8 @@ def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
 
 def find_principal(db: Db, *, digest: str, now: int) -> Principal | None:
     """Whose session or API key that is, unless it has ended."""
-    return one(db, Principal, """
-        SELECT user_id, is_admin, api_key_id, until_at, last_used_at FROM principals
-        WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)
-    """, digest=digest, now=now)
+    sql = "FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)"
+    return one(db, Principal, sql, digest=digest, now=now)
 
 
 def find_operator(db: Db) -> Principal:
@@ -1481,13 +1554,13 @@ class KeyMade(Output, frozen=True):
 
 
 def new_api_key() -> str:
-    """vf_, 244 random bits, and a checksum by which scanners and typing errors are told from keys."""
-    body = "".join(secrets.choice(BASE62) for _ in range(41))
+    """vf_, 256 random bits, and a checksum by which scanners and typing errors are told from keys."""
+    body = "".join(secrets.choice(BASE62) for _ in range(43))
     return f"vf_{body}{checksum(body)}"
 
 
 def is_api_key(text: str) -> bool:
-    return len(text) == 52 and text.startswith("vf_") and text[-8:] == checksum(text[3:-8])
+    return len(text) == 54 and text.startswith("vf_") and text[-8:] == checksum(text[3:-8])
 
 
 def checksum(body: str) -> str:
@@ -1504,7 +1577,7 @@ def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
     id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
     insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
            credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
-    return KeyMade(new_key, many(db, ApiKey, API_KEY + " WHERE id = :id", id=id)[0])
+    return KeyMade(new_key, many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0])
 
 
 class KeyList(Output, frozen=True):
@@ -1512,7 +1585,7 @@ class KeyList(Output, frozen=True):
 
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
-    sql = API_KEY + " WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
+    sql = "FROM api_keys WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
     return KeyList(many(db, ApiKey, sql, id=user_id))
 
 
@@ -1550,6 +1623,7 @@ def forget_old(db: Db, *, now: int) -> None:
 # due_at is how work is asked for: a step that is done says when the next is due, and NULL says never.
 
 Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
+OrderState = Literal[JobState, "unknown", "taken", "missing", "refused", "away"]
 
 
 class Failure(Output, frozen=True):
@@ -1578,16 +1652,9 @@ class Video(Output, frozen=True):
     duration_ms: int | None = None
     size_bytes: int | None = None
     error: Failure | None = None
+    cancel_requested_at: datetime | None = None
     video_url: str | None = None  # from the database: the storage key; to people: a link that ends
     poster_url: str | None = None
-
-
-VIDEO = """
-    SELECT id AS video_uuid, status, model, prompt, negative_prompt, duration, aspect_ratio, quality, seed,
-           credits AS credits_used, progress, created_at, finished_at, width, height, duration_ms, size_bytes,
-           iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
-           storage_key AS video_url, poster_key AS poster_url FROM videos
-"""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -1611,12 +1678,10 @@ class Job(msgspec.Struct, frozen=True):
     missed: int
     missed_at: int | None
     submitted_at: int | None
+    cancelled_at: int | None
     ref: str | None
     original_url: str | None
     deleted_at: int | None
-
-
-JOB = f"SELECT {', '.join(Job.__struct_fields__)} FROM videos"  # noqa: S608
 
 
 class Once(msgspec.Struct, frozen=True):
@@ -1655,7 +1720,8 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
         VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio,
                 :quality, :seed, :images, :credits, :now, :deadline, :now, :now)
     """, **msgspec.structs.asdict(order) | {
-        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now, "deadline": now + timeout})
+        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now,
+        "deadline": now + (order.minutes * MINUTE if order.minutes else timeout)})
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
 
@@ -1674,13 +1740,13 @@ def check_running(db: Db, *, user_id: str, max_running: int) -> None:
 
 
 def get_video(db: Db, *, user_id: str, id: str) -> Video:
-    return find_own(db, Video, VIDEO, user_id=user_id, id=id)
+    return find_own(db, as_=Video, user_id=user_id, id=id)
 
 
-def find_own(db: Db, as_: type[T], sql: str, *, user_id: str, id: str) -> T:
+def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
-    where = " WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
-    if found := one(db, as_, sql + where, id=id, user_id=user_id):
+    sql = "FROM shown_videos WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
+    if found := one(db, as_, sql, id=id, user_id=user_id):
         return found
     raise VideoNotFound
 
@@ -1692,15 +1758,18 @@ class VideoList(Output, frozen=True):
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
     """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
-    both = " UNION ALL ".join(VIDEO + f"""
+    both = " UNION ALL ".join(f"""{select(Video)} FROM shown_videos
         WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
     """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
     return VideoList(*newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
                              user_id=user_id, status=status))  # fmt: skip
 
 
-def due_jobs(db: Db, *, now: int, limit: int) -> list[Job]:
-    return many(db, Job, JOB + " WHERE due_at <= :now ORDER BY due_at LIMIT :limit", now=now, limit=limit)
+def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> list[Job]:
+    return many(db, Job, """
+        FROM videos WHERE due_at <= :now AND id NOT IN (SELECT value FROM json_each(:busy))
+        ORDER BY due_at LIMIT :limit
+    """, now=now, busy=as_json(busy), limit=limit)
 
 
 def next_due(db: Db, *, after: int) -> int | None:
@@ -1727,51 +1796,73 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     """The provider surely took nothing.  The next that has not refused for good is asked, at once while there
     is one further down the list, else from its top after a while; when all have refused, it has failed."""
     run(db, """
-        UPDATE provider_jobs SET ended_at = :now, refused = :refused, error = :error
+        UPDATE provider_jobs SET ended_at = :now, state = :state, error = :error
         WHERE video_id = :id AND ended_at IS NULL
-    """, id=job.id, refused=not again, error=problem.message[:1000], now=now)
-    refused = {*db.execute("SELECT provider FROM provider_jobs WHERE video_id = ? AND refused", [job.id])}
+    """, id=job.id, state="away" if again else "refused", error=problem.message[:1000], now=now)
+    refused = {*db.execute(
+        "SELECT provider FROM provider_jobs WHERE video_id = ? AND state = 'refused'", [job.id])}
     able = [name for name in providers if (name,) not in refused]
     after = [name for name in able if name in providers[providers.index(job.provider) + 1:]]
-    if not able:
-        fail(db, job=job, problem=problem, now=now)
+    wished_away = value(db, "SELECT cancelled_at FROM videos WHERE id = :id", id=job.id)
+    if wished_away or not able:
+        fail(db, job=job, problem=Cancelled() if wished_away else problem, now=now)
     else:
         step_video(db, job, "submitted_at = NULL, tries = tries + 1, provider = :provider",
                    provider=(after or able)[0], due_at=now if after else due_at, now=now)  # fmt: skip
 
 
 def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> None:
-    """The provider took it.  The ref is kept in any case: what was cancelled here is cancelled there too."""
+    """The provider took it.  It is told at once if nobody wants the video any more."""
     sets = "status = 'GENERATING', ref = :ref, tries = 0"
-    if not step_video(db, job, sets, ref=ref, due_at=due_at, now=now):
-        run(db, """
-            UPDATE videos SET ref = :ref, due_at = :now
-            WHERE id = :id AND ref IS NULL AND submitted_at IS NOT NULL
-        """, ref=ref, now=now, id=job.id)
+    step_video(db, job, sets, ref=ref, due_at=due_at, now=now)
+    run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND cancelled_at IS NOT NULL", id=job.id, now=now)
 
 
-def mark_progress(db: Db, *, job: Job, progress: int, due_at: int, now: int) -> None:
-    """Still being made.  Asking again waits longer each time, until something moves."""
-    tries = 0 if progress > job.progress else job.tries + 1
-    sets = "progress = max(progress, :progress), tries = :tries, missed = 0, missed_at = NULL"
-    step_video(db, job, sets, progress=progress, tries=tries, due_at=due_at, now=now)
+LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
 
 
-def mark_missing(db: Db, *, job: Job, due_at: int, now: int) -> None:
-    """The provider knows no such job: right after a submit that says little, thrice over a minute the end."""
-    if job.missed >= 2 and job.missed_at is not None and now - job.missed_at >= MINUTE:
-        fail(db, job=job, problem=ProviderFailed("The provider does not know the video any more."), now=now)
-    else:
-        sets = "missed = missed + 1, missed_at = coalesce(missed_at, :now), tries = tries + 1"
-        step_video(db, job, sets, due_at=due_at, now=now)
+def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int) -> None:
+    """What the provider says of its job, and what follows from it for the video."""
+    run(db, """
+        UPDATE provider_jobs SET state = :state, cost = coalesce(:cost, cost), error = :error
+        WHERE id = (SELECT max(id) FROM provider_jobs WHERE video_id = :id)
+    """, id=job.id, state=snapshot.state, cost=snapshot.cost, error=snapshot.error)
+    match snapshot.state:
+        case "queued" | "running":
+            # Asking again waits longer each time, until something moves.
+            tries = 0 if snapshot.progress > job.progress else job.tries + 1
+            progress = job.progress if job.status == "FAILED" else max(job.progress, snapshot.progress)
+            sets = "progress = :progress, tries = :tries, missed = 0, missed_at = NULL"
+            step_video(db, job, sets, progress=progress, tries=tries, due_at=due_at, now=now)
+        case "succeeded" if snapshot.url:
+            mark_uploading(db, job=job, original_url=snapshot.url, until_at=snapshot.until_at, now=now)
+        case "missing" if not job.cancelled_at and (job.missed < 2 or now - (job.missed_at or now) < MINUTE):
+            # Right after a submit that says little; thrice over a minute it is the end.
+            sets = "missed = missed + 1, missed_at = coalesce(missed_at, :now), tries = tries + 1"
+            step_video(db, job, sets, due_at=due_at, now=now)
+        case _ if job.status == "FAILED":
+            finish_aftercare(db, job=job, now=now)
+        case _:
+            fail(db, job=job, problem=problem_of(job, snapshot), now=now)
+
+
+def problem_of(job: Job, snapshot: Snapshot) -> Problem:
+    """Why a job that has ended without a result failed."""
+    if job.cancelled_at:
+        return Cancelled()
+    missing = "The provider does not know the video any more."
+    reason = snapshot.error or (missing if snapshot.state == "missing" else "There is no result.")
+    return Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
 
 
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
-    """The provider is done, or its result has moved; the result has to be fetched while it lives."""
-    step_video(db, job, """
+    """The provider is done, or its result has moved; it has to be fetched while it lives.  What comes after
+    the deadline is only noted: a retry can still have it."""
+    late = job.status == "FAILED"
+    step_video(db, job, "original_url = :url, original_until_at = :until_at" if late else """
         status = 'UPLOADING', progress = 100, tries = iif(status = 'UPLOADING', tries + 1, 0),
         original_url = :url, original_until_at = :until_at
-    """, url=original_url, until_at=until_at, due_at=now, now=now)
+    """, url=original_url, until_at=until_at, due_at=None if late else now, now=now)
 
 
 def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
@@ -1790,29 +1881,37 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     return True
 
 
-def fail(db: Db, *, job: Job, problem: Problem, now: int, abandon: bool = False) -> None:
-    """It will not be made: say why, give its credits back, and, to abandon it, have its provider stopped."""
+def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = None) -> None:
+    """It will not be made: say why, and give its credits back."""
     sets = "status = 'FAILED', finished_at = :now, error_code = :code, error_message = :message"
-    if step_video(db, job, sets, code=problem.code, message=problem.message[:1000],
-                  due_at=now if abandon and job.ref else None, now=now):  # fmt: skip
+    if step_video(db, job, sets, code=problem.code, message=problem.message[:1000], due_at=due_at, now=now):
         release(db, video_id=job.id, now=now)
 
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
-    """Give up on a video; its credits go back.  The worker tells the provider.  Raises AlreadyFinished."""
-    job, video = find_own(db, Job, JOB, user_id=user_id, id=id), get_video(db, user_id=user_id, id=id)
-    if job.status not in ("COMPLETED", "FAILED"):
-        fail(db, job=job, problem=Cancelled(), now=now, abandon=True)
+    """Give up on a video: at once while no provider has it.  Else that is a wish, which the worker passes on,
+    and what the provider makes of it counts: it may be too late.  Raises AlreadyFinished."""
+    job, video = find_own(db, as_=Job, user_id=user_id, id=id), get_video(db, user_id=user_id, id=id)
+    if job.status == "PENDING" and job.submitted_at is None:
+        fail(db, job=job, problem=Cancelled(), now=now)
+    elif job.status in ("PENDING", "GENERATING"):
+        run(db, """
+            UPDATE videos SET cancelled_at = coalesce(cancelled_at, :now), changed_at = :now, tries = 0,
+                              due_at = iif(status = 'GENERATING', :now, due_at) WHERE id = :id
+        """, id=id, now=now)
     elif video.error is None or video.error.code != Cancelled.code:
         raise AlreadyFinished(f"The video is {job.status} already.", status=job.status)
     return get_video(db, user_id=user_id, id=id)
 
 
 def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
-    """Take a video away, cancelling it first if it is being made.  The worker removes its files."""
-    job = find_own(db, Job, JOB, user_id=user_id, id=id)
-    if job.status not in ("COMPLETED", "FAILED"):
+    """Take a video away; the worker removes its files.  Raises StillRunning while it is made: somebody may
+    have to pay for it."""
+    job = find_own(db, as_=Job, user_id=user_id, id=id)
+    if job.status == "PENDING" and job.submitted_at is None:
         fail(db, job=job, problem=Cancelled(), now=now)
+    elif job.status not in ("COMPLETED", "FAILED"):
+        raise StillRunning
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
         now=now, id=id)  # fmt: skip
 
@@ -1821,7 +1920,7 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
                 catalog_version: str, now: int) -> Video:  # fmt: skip
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
     InsufficientCredits: what was given back must be paid again."""
-    job = find_own(db, Job, JOB, user_id=user_id, id=id)
+    job = find_own(db, as_=Job, user_id=user_id, id=id)
     credits, until = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
     if job.status != "FAILED" or job.original_url is None:
         raise RetryNotAvailable
@@ -1832,7 +1931,7 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
            catalog_version=catalog_version, now=now)  # fmt: skip
     step_video(db, job, """
         status = 'UPLOADING', attempt = attempt + 1, tries = 0, finished_at = NULL, error_code = NULL,
-        error_message = NULL
+        error_message = NULL, cancelled_at = NULL
     """, due_at=now, now=now)
     return get_video(db, user_id=user_id, id=id)
 
@@ -1840,10 +1939,11 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
 def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
     """Somebody says that a video has news: look at it now.  A ref is of an order whose answer was lost."""
     adopted = ref and run(db, """
-        UPDATE videos SET status = 'GENERATING', ref = :ref, due_at = :now, changed_at = :now
-        WHERE id = :id AND provider = :provider AND status = 'PENDING' AND ref IS NULL
-          AND submitted_at <= :long_ago AND deleted_at IS NULL
-    """, ref=ref, id=id, provider=provider, now=now, long_ago=now - MINUTE)
+        UPDATE videos SET status = iif(status = 'PENDING', 'GENERATING', status), ref = :ref, due_at = :now,
+                          changed_at = :now
+        WHERE id = :id AND provider = :provider AND status IN ('PENDING', 'FAILED') AND ref IS NULL
+          AND submitted_at <= :long_ago AND deadline_at > :too_long_ago AND deleted_at IS NULL
+    """, ref=ref, id=id, provider=provider, now=now, long_ago=now - MINUTE, too_long_ago=now - LATE_LIFE)
     if not adopted:
         run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now",
             id=id, now=now)  # fmt: skip
@@ -1882,7 +1982,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[Event]:
-    sql = "SELECT id, type, data FROM events WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit"
+    sql = "FROM events WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit"
     return many(db, Event, sql, user=user_id, after=after, limit=limit)
 
 
@@ -1936,11 +2036,27 @@ class JournalRow(Output, frozen=True):
 class ProviderJob(Output, frozen=True):
     """One order that was given to a provider."""
 
+    id: int
+    video_uuid: str
     provider: str
+    provider_id: str | None  # what the provider calls it
+    state: OrderState
+    cost: float | None  # in whatever the provider counts, if it says so
     began_at: datetime
     taken_at: datetime | None
     ended_at: datetime | None
     error: str | None
+
+
+class ProviderJobList(Output, frozen=True):
+    provider_jobs: list[ProviderJob]
+    next_cursor: str | None
+
+
+def list_provider_jobs(db: Db, *, cursor: str | None, limit: int, unknown: bool) -> ProviderJobList:
+    """Everybody's, newest first; or only those that were sent, and no answer came."""
+    sql = "FROM shown_provider_jobs WHERE id < :before AND (state = 'unknown' OR NOT :unknown)"
+    return ProviderJobList(*newest(db, ProviderJob, sql, unknown=unknown, cursor=cursor, limit=limit))
 
 
 class Receipt(Output, frozen=True):
@@ -1960,22 +2076,12 @@ class Receipt(Output, frozen=True):
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     video = get_video(db, user_id=user_id, id=id)
-    holds = many(db, Hold, """
-        SELECT attempt, credits, state, catalog_version, api_key_id, created_at, resolved_at,
-               (SELECT json_group_array(json_object('packageId', t.package_id, 'credits', t.credits,
-                        'expiresAt', strftime('%Y-%m-%dT%H:%M:%SZ', p.expires_at / 1000, 'unixepoch')))
-                FROM credit_transactions t JOIN credit_packages p ON p.id = t.package_id
-                WHERE t.hold_id = h.id AND t.kind = 'freeze') AS draws
-        FROM credit_holds h WHERE video_id = :id ORDER BY attempt
-    """, id=id)
+    holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
     rows = many(db, JournalRow, """
-        SELECT t.id, t.kind, t.package_id, t.credits, t.created_at, t.hash FROM credit_holds h
-        JOIN credit_transactions t ON t.hold_id = h.id WHERE h.video_id = :id ORDER BY t.id
+        FROM credit_transactions
+        WHERE hold_id IN (SELECT id FROM credit_holds WHERE video_id = :id) ORDER BY id
     """, id=id)
-    jobs = many(db, ProviderJob, """
-        SELECT provider, began_at, taken_at, ended_at, error
-        FROM provider_jobs WHERE video_id = :id ORDER BY id
-    """, id=id)
+    jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
     charged = sum(hold.credits for hold in holds if hold.state == "settled")
     return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged,
                    video.error, holds, rows, jobs)  # fmt: skip
@@ -2258,15 +2364,9 @@ def try_folder(root: Path) -> None:
 
 
 async def on_thread(pool: ThreadPoolExecutor | None, fn: Callable[..., T], *args: Any, **words: Any) -> T:
-    with storage_failures():
-        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(fn, *args, **words))
-
-
-@contextlib.contextmanager
-def storage_failures() -> Iterator[None]:
     """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause."""
     try:
-        yield
+        return await asyncio.get_running_loop().run_in_executor(pool, functools.partial(fn, *args, **words))
     except Exception as failure:
         answered = type(failure).__module__.startswith("minio")
         if not answered and not isinstance(failure, OSError | urllib3.exceptions.HTTPError | ValueError):
@@ -2442,12 +2542,15 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def fetch_file(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """A video, also over redirects; headers go to no other host.  Raises OriginalExpired, NotAVideo."""
-    DEADLINE.set(time.monotonic() + RESULT_S)
+async def fetch_file(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], *, within_s: float,
+                     part: str = "") -> AsyncIterator[bytes]:  # fmt: skip
+    """A video, or a part of it, also over redirects; headers go to no other host.  Raises OriginalExpired,
+    NotAVideo."""
+    DEADLINE.set(time.monotonic() + within_s)
     try:
         for _ in range(1 + REDIRECTS_MAX):
-            async with client.stream("GET", url, headers=headers) as answer:
+            words = {**headers, "Range": part} if part else headers
+            async with client.stream("GET", url, headers=words) as answer:
                 if not answer.has_redirect_location:
                     if answer.status_code in (403, 404, 410):
                         raise OriginalExpired
@@ -2482,51 +2585,62 @@ class SubmitRefused(Exception):
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
 
 
-class Missing(Exception):
-    """The provider knows no such job."""
+class Misled(Exception):
+    """The provider sent us to another host, which must not get our key."""
 
 
-class Provider(Protocol):
-    """Any call may raise httpx.HTTPError: nobody knows, ask again later."""
+class Provider:
+    """What is asked of who makes videos.  This one itself has left the catalogue while it had work.  Any call
+    may raise httpx.HTTPError: nobody knows, ask again later."""
 
-    repeatable: bool  # the same order submitted twice makes one video; else a lost answer is never repeated
-    poll_s: float  # seconds between two fetches, at first
+    repeatable = False  # the same order submitted twice makes one video; else a lost answer is never repeated
+    poll_s = 30.0  # seconds between two fetches, at first
 
     async def submit(self, job: Job) -> str:
         """Order, and return the ref that fetch needs.  Raises SubmitRefused."""
+        raise SubmitRefused(f"{job.provider} is not in the catalogue any more.")
 
     async def fetch(self, ref: str) -> Snapshot:
-        """How it stands.  Raises Missing."""
+        return Snapshot("failed", error="The provider is not in the catalogue any more.")
 
-    async def cancel(self, ref: str) -> None: ...
-    def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]: ...
+    async def cancel(self, ref: str) -> None:
+        """A wish: what comes of it, fetch tells."""
+
+    async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
+        """The video, or only its beginning, to see whether it is there.  Raises OriginalExpired."""
+        raise OriginalExpired
+        yield b""
 
 
 ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
 
 
-class HttpProvider:
+class HttpProvider(Provider):
     """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
 
-    repeatable = False
-
-    def __init__(self, template: Template, key: str, known_as: Mapping[str, Upstream | None], *,
-                 image: Callable[[str], Awaitable[str]], read: Callable[[str], Awaitable[bytes]],
-                 clock: Callable[[], float], callback_key: str,
-                 callback_url: Callable[[str, Job], str | None]) -> None:  # fmt: skip
-        self.template, self.key, self.known_as, self.poll_s = template, key, known_as, template.poll_s
-        self.image, self.read, self.clock = image, read, clock
-        self.callback_key, self.callback_url = callback_key, callback_url
-        self.signers: tuple[float, Any] = (-math.inf, None)  # fal's keys, and when they were fetched
+    def __init__(self, template: Template, environ: Mapping[str, str], models: Iterable[Model],
+                 settings: Settings, storage: Storage, secret: str, clock: Callable[[], float]) -> None:
+        self.template, self.poll_s, self.repeatable = template, template.poll_s, template.own_id
+        self.known_as = {model.id: model.upstream.get(template.name) for model in models}
+        self.settings, self.storage, self.secret, self.clock = settings, storage, secret, clock
+        self.key, self.callback_key = (
+            (name and read_variable(environ, name)) or "" for name in (template.key, template.callback_key))
+        self.ready = bool(self.key or not template.key)
+        self.keys, self.keys_at = list[str](), -math.inf  # what it signs with, and when that was fetched
 
     @functools.cached_property
-    def client(self) -> httpx.AsyncClient:  # made when it is needed: reading certificates takes its time
-        return outside_client({urlsplit(self.template.base_url).hostname or "", *self.template.private_hosts})
+    def client(self) -> asyncio.Task[httpx.AsyncClient]:
+        """Made when it is needed, and on a thread: it reads all certificates."""
+        named = {urlsplit(self.template.base_url).hostname or "", *self.template.private_hosts}
+        return asyncio.create_task(asyncio.to_thread(outside_client, named))
 
     async def submit(self, job: Job) -> str:
         template = self.template
+        if job.submitted_at is not None and (ref := await self.look_up(job)):
+            return ref
         try:
-            body = merged(template.submit.body, self.upstream(job).body)
+            upstream = self.upstream(job)
+            body = merged(template.submit.body, (job.images and upstream.image_body) or upstream.body)
             order = msgspec.structs.replace(template.submit, body=body)
             answer, body = await self.call(order, await self.values(job))
         except LookupError as failure:
@@ -2534,14 +2648,22 @@ class HttpProvider:
         except StorageFailed as failure:
             raise SubmitRefused(failure.message, again=True) from None
         self.check(answer, body)
-        id = find(body, template.id) if template.id else job.id
+        id = find(body, template.id) or (job.id if template.own_id or not template.id else None)
         if id is None:
             log.warning("%s: no id in %s", template.name, redact(body))
             raise httpx.DecodingError("The provider's answer has no id.", request=answer.request)
         kept = {name: find(body, [path]) for name, path in template.keep.items()}
-        if template.status is None:
+        if not template.status:
             kept["result"] = body
         return as_json({"id": str(id), **kept})
+
+    async def look_up(self, job: Job) -> str | None:
+        """The ref of an order that was sent before, if it arrived; for whoever takes our id as its own."""
+        ref = as_json({"id": job.id})
+        try:
+            return ref if (await self.fetch(ref)).state != "missing" else None
+        except httpx.HTTPError as failure:  # as if no answer had come: it may well have arrived
+            raise httpx.ReadError(str(failure)) from None
 
     def check(self, answer: httpx.Response, body: Any) -> None:
         """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
@@ -2563,63 +2685,75 @@ class HttpProvider:
         return said if isinstance(said, int) and said >= 300 else 400
 
     async def fetch(self, ref: str) -> Snapshot:
-        template, values = self.template, msgspec.json.decode(ref)
-        if template.status is None:
-            return read_result(template, values["result"], now=self.now())
-        answer, body = await self.call(template.status, values)
-        code = self.code(answer, body)
-        # Some send a failed job with a 500, and some an error's own status: believed where it names the job.
-        named = code < 300 or str(find(body, template.id)) == values["id"]
-        snapshot = read_status(template, body) if named else None
-        if snapshot is None and code == 404:
-            raise Missing
-        if snapshot is None:
+        values = msgspec.json.decode(ref)
+        if not self.template.status:
+            return read_result(self.template, values["result"], now=self.now())
+        for call in self.template.status:
+            answer, body = await self.call(call, values)
+            if snapshot := self.read_answer(answer, body, values["id"]):
+                break
+        else:
+            return Snapshot("missing")
+        if snapshot.state == "succeeded":
+            snapshot = await self.outcome(body, values)
+        cost = find(body, self.template.cost)
+        return msgspec.structs.replace(snapshot, cost=cost if isinstance(cost, int | float) else None)
+
+    def read_answer(self, answer: httpx.Response, body: Any, id: str) -> Snapshot | None:
+        """How a job stands; None where the provider does not know it.  Some send a failed job with a 500, and
+        some an error's own status: believed where it names the job."""
+        template, code = self.template, self.code(answer, body)
+        named = code < 300 or str(find(body, template.id)) == id
+        snapshot = read_status(template, body, id) if named else None
+        if snapshot is None and code != 404 and not (template.lists and code < 300):
             log.warning("%s: %s and no state in %s", template.name, code, redact(body))
             raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
-        if snapshot.state != "succeeded":
-            return snapshot
+        return snapshot
+
+    async def outcome(self, body: Any, values: Values) -> Snapshot:
+        """The result of a job that is said to have succeeded, or why there is none."""
+        template = self.template
         if template.outcome:
             answer, body = await self.call(template.outcome, values)
             if answer.is_client_error and answer.status_code not in ABOUT_US:
                 reason = error_in(template, body) or f"The provider answered {answer.status_code}."
-                return Snapshot("failed", error=reason, moderated=bool(MODERATION.search(reason)))
+                return failed(reason, said=reason)
             answer.raise_for_status()
-        if template.content:
-            until_at = self.now() + template.result_hours * HOUR
-            return Snapshot("succeeded", 100, self.address(template.content.path, values), until_at)
-        return read_result(template, body, now=self.now())
+        file = find_video_file(template, body) if template.files else {}
+        if template.content is None or file is None or find(body, template.results):
+            return read_result(template, body, now=self.now())
+        query = fill(template.content.query, file) or None
+        url = httpx.URL(self.address(template.content.path, values), params=query)
+        return Snapshot("succeeded", 100, str(url), self.now() + template.result_hours * HOUR)
 
     async def cancel(self, ref: str) -> None:
-        if self.template.cancel:
-            await self.call(self.template.cancel, msgspec.json.decode(ref))
+        for call in self.template.cancel:
+            if call.only is None or (await self.fetch(ref)).state == call.only:
+                await self.call(call, msgspec.json.decode(ref))
 
-    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
+    async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
         if url.startswith("data:"):
             yield base64.b64decode(url.partition(",")[2])
             return
-        ours = urlsplit(url).netloc == urlsplit(self.template.base_url).netloc
-        headers = self.headers() if ours and (self.template.auth_result or self.template.content) else {}
-        async for chunk in fetch_file(self.client, url, headers):
+        headers = self.headers(url) if self.template.auth_result or self.template.content else {}
+        few = {"part": "bytes=0-1023", "within_s": 10.0} if part else {"within_s": RESULT_S}
+        async for chunk in fetch_file(await self.client, url, headers, **cast(Any, few)):
             yield chunk
 
     async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Whether the provider itself sent a callback.  Without a secret our token has to be enough."""
-        if self.template.callback == "fal":
-            return await self.is_signed_by_fal(headers, body)
-        check = {"standard": signed_standard, "kie": signed_kie}.get(self.template.callback)
-        return check is None or not self.callback_key or check(headers, body, self.callback_key, self.now())
-
-    async def is_signed_by_fal(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Its keys are kept for a day; an unknown signature fetches them again, once a minute at most."""
-        fetched_at, keys = self.signers
-        age = self.clock() - fetched_at
-        if keys is not None and age < 86_400 and signed_fal(headers, body, keys, self.now()):
+        """Whether the provider itself sent a callback.  Without a secret our token has to be enough.  Secrets
+        that it tells are kept for a day; an unknown signature fetches them again, once a minute at most."""
+        template, age = self.template, self.clock() - self.keys_at
+        if template.callback == "none" or not (self.callback_key or template.secrets_url):
             return True
-        if age < 60:
-            return False
-        answer, keys = await exchange(self.client, "GET", self.template.keys_url, within_s=10)
-        self.signers = (self.clock(), keys if answer.is_success else None)
-        return signed_fal(headers, body, keys, self.now())
+        keys = [self.callback_key] if self.callback_key else self.keys
+        right = is_signed_by(template.callback, headers, body, keys, self.now())
+        if self.callback_key or age < 60 or (age < 86_400 and right):
+            return right
+        url = template.secrets_url
+        _, found = await exchange(await self.client, "GET", url, headers=self.headers(url), within_s=10)
+        self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
+        return is_signed_by(template.callback, headers, body, self.keys, self.now())
 
     def adopt(self, body: bytes) -> str | None:
         """The ref of an order whose answer was lost, from a callback, where that is all it takes."""
@@ -2628,38 +2762,40 @@ class HttpProvider:
 
     async def close(self) -> None:
         if "client" in vars(self):
-            await self.client.aclose()
+            await (await self.client).aclose()
 
     def standing(self) -> str:
         """For the operator."""
-        ready = self.key or not self.template.key
-        return f"ready, at {self.template.base_url}" if ready else f"not used: {self.template.key} is not set"
+        where, key = self.template.base_url, self.template.key
+        return f"ready, at {where}" if self.ready else f"not used: {key} is not set"
 
     def now(self) -> int:
         return int(self.clock() * 1000)
 
-    def headers(self) -> dict[str, str]:
-        return {name: expand(text, {"key": self.key}) for name, text in self.template.headers.items()}
+    def headers(self, url: str) -> dict[str, str]:
+        """Those that carry our key, and only to the provider's own host."""
+        ours = urlsplit(url).netloc == urlsplit(self.template.base_url).netloc
+        return {name: expand(text, {"key": self.key}) for name, text in self.template.headers.items()
+                if ours and (self.key or "{key}" not in text)}  # fmt: skip
 
     def address(self, path: str, values: Values) -> str:
-        """Where a call goes.  An address that the provider gave gets our key only on the provider's host."""
+        """Where a call goes; an address that the provider gave, only if it is on its own host."""
         url = expand(path, values)
         if not url.startswith(("https://", "http://")):
             return self.template.base_url.rstrip("/") + url
         if urlsplit(url).netloc != urlsplit(self.template.base_url).netloc:
-            raise httpx.ConnectError("The provider sent us to another host.")
+            raise Misled
         return url
 
     async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
-        path = call.image_path if call.image_path and values.get("image") else call.path
-        words: dict[str, Any] = {"headers": self.headers()}
+        url = self.address((values.get("image") and call.image_path) or call.path, values)
+        words: dict[str, Any] = {"headers": self.headers(url)}
         if query := fill(call.query, values):
             words["params"] = query
         if call.body:
-            body = fill(call.body, values)
+            body = fill(call.body, values) or {}
             words |= as_form(body) if call.form else {"json": body}
-        url = self.address(path, values)
-        return await exchange(self.client, call.method, url, within_s=self.template.call_s, **words)
+        return await exchange(await self.client, call.method, url, within_s=self.template.call_s, **words)
 
     def upstream(self, job: Job) -> Upstream:
         return self.known_as.get(job.model) or Upstream(job.model)
@@ -2668,9 +2804,9 @@ class HttpProvider:
         """What a template may ask for."""
         upstream = self.upstream(job)
         width, height = frame_size(job.aspect_ratio, job.quality)
-        images = [await self.image(key) for key in job.images]
-        files = [(key.rpartition("/")[2], await self.read(key)) for key in job.images]
-        return {
+        images = [await self.image_url(key) for key in job.images]
+        files = [(key.rpartition("/")[2], await self.storage.read(key)) for key in job.images]
+        values = {
             "model": (images and upstream.image_model) or upstream.model, "prompt": job.prompt,
             "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
             "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
@@ -2678,27 +2814,38 @@ class HttpProvider:
             "image_file": files[0] if files else None,
             "image_base64": base64.b64encode(files[0][1]).decode() if files else None,
             "image_type": image_type(job.images[0]) if files else None,
-            "callback_url": self.callback_url(self.template.name, job),
+            "callback_url": self.callback_url(job),
         }  # fmt: skip
+        return values | ({"uploaded": await self.upload(self.template.upload, values)} if files else {})
+
+    async def image_url(self, key: str) -> str:
+        """Where the provider fetches an image, or, where it could not reach us, the image itself."""
+        if self.settings.s3_endpoint or self.settings.public_url.startswith("https:"):
+            return self.storage.link(key, base=self.settings.public_url, now=self.now())
+        return f"data:{image_type(key)};base64,{base64.b64encode(await self.storage.read(key)).decode()}"
+
+    def callback_url(self, job: Job) -> str | None:
+        """Where the provider tells us that a job has news; none where it could not reach us."""
+        token = callback_token(self.secret, self.template.name, job.id, job.attempt)
+        asked = f"job={job.id}&attempt={job.attempt}&token={token}"
+        path = f"/api/v1/video/callback/{self.template.name}?{asked}"
+        return self.settings.public_url + path if self.settings.public_url else None
+
+    async def upload(self, call: Call | None, values: Values) -> str | None:
+        """What the provider calls our image, where it wants it before the order.  Raises SubmitRefused."""
+        if call is None:
+            return None
+        try:
+            answer, body = await self.call(call, values)
+            self.check(answer, body)
+        except httpx.HTTPError as failure:
+            raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
+        return cast(str | None, find(body, self.template.uploaded))
 
 
-class Withdrawn:
-    """In the place of a provider that left the catalogue while it had work."""
-
-    repeatable, poll_s = False, 30.0
-
-    async def submit(self, job: Job) -> str:
-        raise SubmitRefused(f"{job.provider} is not in the catalogue any more.")
-
-    async def fetch(self, ref: str) -> Snapshot:
-        return Snapshot("failed", error="The provider is not in the catalogue any more.")
-
-    async def cancel(self, ref: str) -> None:
-        """There is nobody to tell."""
-
-    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
-        raise OriginalExpired
-        yield b""
+def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
+    """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
+    return sign(secret, "callback", f"{provider}:{id}:{attempt}")[:43]
 
 
 def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -2727,7 +2874,7 @@ def redact(body: Any) -> Any:
             return body
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
 
     repeatable = True
@@ -2751,6 +2898,9 @@ class LocalProvider:
         return ref
 
     async def fetch(self, ref: str) -> Snapshot:
+        if ref in self.cancelled:
+            self.cancelled &= self.tasks.keys()
+            return Snapshot("canceled")
         if (file := self.file(ref)).exists():
             return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
         if ref not in self.states:  # a new one, or the process that began it is gone
@@ -2759,10 +2909,10 @@ class LocalProvider:
         return self.states[ref]
 
     async def cancel(self, ref: str) -> None:
-        self.cancelled.update(self.tasks.keys() & {ref})
+        self.cancelled.add(ref)
         self.file(ref).unlink(missing_ok=True)
 
-    async def open_result(self, ref: str, url: str) -> AsyncIterator[bytes]:
+    async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
         if not (file := self.file(ref)).exists():
             raise OriginalExpired
         with file.open("rb") as result:
@@ -2839,6 +2989,28 @@ class Bells(weakref.WeakValueDictionary[str, asyncio.Event]):  # kept as long as
                 bell.set()
 
 
+class Breaker:
+    """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
+
+    failures, until_at = 0, 0
+
+    def admits(self, now: int) -> bool:
+        if self.failures < FAILURES_MAX:
+            return True
+        if now < self.until_at:
+            return False
+        self.until_at = now + BREAK  # one at a time
+        return True
+
+    def heard(self, well: bool, now: int) -> None:
+        self.failures = 0 if well else self.failures + 1
+        self.until_at = now + BREAK
+
+
+FAILURES_MAX, BREAK = 5, MINUTE
+STORES_AT_ONCE = 64  # results that are being fetched: each takes memory
+
+
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
 
@@ -2849,7 +3021,9 @@ class App:
         self.temporary = Path(settings.data) / "temporary"
         self.bells, self.work_to_do, self.stopping = Bells(), asyncio.Event(), asyncio.Event()
         self.streams: Counter[str] = Counter()  # user id: open event streams
+        self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
+        self.storing = asyncio.Semaphore(STORES_AT_ONCE)
         self.beat_at: int | None = None  # when the worker last looked for work
         self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
         self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
@@ -2956,9 +3130,10 @@ async def prepare_administrator(app: App) -> None:
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
 # any point the same step is taken again.
 
-STEPS_AT_ONCE = 16
+STEPS_AT_ONCE = 256  # most of them wait for a provider
 STORE_TRIES = 6  # then the video has failed, and can be retried by hand while its result lives
 LONGEST_PAUSE_S = 30
+LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -2981,10 +3156,10 @@ async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
 async def begin_steps(app: App) -> float:
     """Begin what is due, as far as there is room, and say how many seconds nothing else will be."""
     now = app.now()
-    busy = set(app.working)  # a step that ends while we read may leave us its video as it was before
-    for job in await app.db.read(due_jobs, now=now, limit=2 * STEPS_AT_ONCE):
-        if job.id not in busy and job.id not in app.working and len(app.working) < STEPS_AT_ONCE:
-            app.working[job.id] = asyncio.create_task(take_step(app, job))
+    busy = list(app.working)  # a step that ends while we read may leave us its video as it was before
+    for job in await app.db.read(due_jobs, now=now, busy=busy, limit=STEPS_AT_ONCE - len(busy)):
+        app.working[job.id] = asyncio.create_task(take_step(app, job))
+        await asyncio.sleep(0)  # so that the others' turns come between
     upcoming = await app.db.read(next_due, after=now)
     pause_s = LONGEST_PAUSE_S if upcoming is None else (upcoming - app.now()) / SECOND
     return min(max(pause_s, 0.01), LONGEST_PAUSE_S)
@@ -3013,35 +3188,45 @@ def back_off(tries: int, first_s: float = 1.0, factor: float = 2.0) -> int:
 
 
 async def step(app: App, job: Job) -> None:
-    provider = app.providers.get(job.provider, Withdrawn())
+    provider = app.providers.get(job.provider, Provider())
     match job.status:
         case "COMPLETED" | "FAILED":
             await take_care_after(app, provider, job)
         case "UPLOADING":
-            await store(app, provider, job)
+            async with app.storing:
+                await store(app, provider, job)
         case _ if app.now() >= job.deadline_at:
-            problem = ProviderFailed("The provider did not make the video in time.")
-            await app.write(fail, job=job, problem=problem, abandon=True)
+            late = Cancelled() if job.cancelled_at else ProviderFailed("It was not made in time.")
+            await app.write(fail, job=job, problem=late, due_at=app.now() + LATE_PAUSE if job.ref else None)
         case "PENDING":
             await submit(app, provider, job)
         case "GENERATING":
-            await follow(app, provider, job)
+            await follow(app, provider, job, back_off(job.tries, provider.poll_s, 1.3))
 
 
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
-    unknown = job.submitted_at is not None and not provider.repeatable
-    if unknown or not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
+    breaker = app.breakers[job.provider]
+    if job.submitted_at is not None and not provider.repeatable:
+        return
+    if not breaker.admits(app.now()):
+        away = SubmitRefused("The provider has failed several times.", again=True, after_ms=BREAK)
+        await ask_next(app, job, away)
+        return
+    if not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
         return
     try:
         ref = await provider.submit(job)
     except (SubmitRefused, httpx.ConnectError, httpx.ConnectTimeout) as refusal:
+        breaker.heard(isinstance(refusal, SubmitRefused) and not refusal.again, app.now())
         await ask_next(app, job, refusal)
     except httpx.HTTPError as failure:
         log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
+        breaker.heard(False, app.now())
         if provider.repeatable:
             raise
     else:
+        breaker.heard(True, app.now())
         await app.write(mark_generating, job=job, ref=ref, due_at=app.now() + back_off(0, provider.poll_s))
 
 
@@ -3058,24 +3243,17 @@ async def ask_next(app: App, job: Job, refusal: Exception) -> None:
         due_at=app.now() + max(back_off(job.tries), getattr(refusal, "after_ms", 0)))  # fmt: skip
 
 
-async def follow(app: App, provider: Provider, job: Job) -> None:
-    """Ask the provider how the video stands."""
+async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
+    """Ask the provider how the video stands, having told it if nobody wants it any more."""
     assert job.ref is not None
     try:
+        if job.cancelled_at is not None:
+            await provider.cancel(job.ref)
         snapshot = await provider.fetch(job.ref)
-    except Missing:
-        await app.write(mark_missing, job=job, due_at=app.now() + back_off(job.tries, 10))
-        return
-    match snapshot.state:
-        case "queued" | "running":
-            due_at = app.now() + back_off(job.tries, provider.poll_s, 1.3)
-            await app.write(mark_progress, job=job, progress=snapshot.progress, due_at=due_at)
-        case "succeeded" if snapshot.url:
-            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
-        case _:
-            reason = snapshot.error or "The provider finished without a result."
-            problem = Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
-            await app.write(fail, job=job, problem=problem)
+    except Misled:
+        snapshot = Snapshot("failed", error="The provider sent us to another host.")
+    due_at = app.now() + int(pause * random.uniform(1, 1.2))  # so that not all ask at once
+    await app.write(hear_provider, job=job, snapshot=snapshot, due_at=due_at)
 
 
 async def store(app: App, provider: Provider, job: Job) -> None:
@@ -3085,23 +3263,23 @@ async def store(app: App, provider: Provider, job: Job) -> None:
     except (NotAVideo, OriginalExpired) as failure:
         if not (isinstance(failure, OriginalExpired) and await renew(app, provider, job)):
             reason = ProviderFailed(f"The provider sent no video: {failure}.")
-            await app.write(fail, job=job, problem=failure if isinstance(failure, Problem) else reason)
+            problem = failure if isinstance(failure, Problem) else reason
+            await app.write(fail, job=job, problem=problem, due_at=app.now())
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
             raise
         unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
-        await app.write(fail, job=job, problem=unstored)
+        await app.write(fail, job=job, problem=unstored, due_at=app.now())
 
 
 async def renew(app: App, provider: Provider, job: Job) -> bool:
     """Ask once for a new address of the result: some providers give one for as long as they have the job."""
     assert job.ref is not None
-    with contextlib.suppress(Missing):
-        snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("failed")
-        if snapshot.url is not None:
-            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
-            return True
-    return False
+    snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("missing")
+    if snapshot.url is None:
+        return False
+    await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
+    return True
 
 
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
@@ -3131,15 +3309,26 @@ def stored_keys(id: str, attempt: int) -> dict[str, str]:
 
 
 async def take_care_after(app: App, provider: Provider, job: Job) -> None:
-    """After its end: stop the provider, remove the files of what was deleted or given up, also those that a
-    step which was cut off has left without a word in the database."""
-    if job.status == "FAILED" and job.ref:
-        await provider.cancel(job.ref)
-    if job.status == "FAILED" or job.deleted_at is not None:
-        for attempt in range(1, job.attempt + 1):
-            for key in stored_keys(job.id, attempt).values():
-                await app.storage.delete(key)
+    """After its end: look out for a result that comes late; remove the files of what failed or was deleted,
+    also those that a step which was cut off has left without a word in the database."""
+    if job.ref and not job.original_url and not job.deleted_at and app.now() < job.deadline_at + LATE_LIFE:
+        await follow(app, provider, job, LATE_PAUSE)
+        return
+    for attempt in range(1, job.attempt + 1 if job.original_url else 1):
+        for key in stored_keys(job.id, attempt).values():
+            await app.storage.delete(key)
     await app.write(finish_aftercare, job=job)
+
+
+async def check_original(app: App, job: Job) -> None:
+    """Ask for a small part of a failed video's result, or for where it is now.  Raises OriginalExpired."""
+    provider = app.providers.get(job.provider, Provider())
+    if job.status != "FAILED" or job.ref is None or job.original_url is None:
+        return
+    with contextlib.suppress(httpx.HTTPError, NotAVideo):  # who cannot be asked just now will be asked again
+        result = provider.open_result(job.ref, job.original_url, part=True)
+        async with contextlib.aclosing(cast(Any, result)) as first:
+            await anext(first, None)
 
 
 async def expire_credits(app: App) -> None:
@@ -3201,16 +3390,11 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         providers = {"local": local, **(providers or {})}
         catalogue = read_catalogue(catalogue_path(settings), set(providers))
         ready = set(providers)
-        image = functools.partial(image_address, settings, storage, clock)
-        tell = functools.partial(callback_url, settings, secret)
         for template in catalogue.providers:
-            key = read_key(environ, template.key)
-            known_as = {model.id: model.upstream.get(template.name) for model in catalogue.models}
             providers[template.name] = outside = HttpProvider(
-                template, key, known_as, image=image, read=storage.read, clock=clock, callback_url=tell,
-                callback_key=read_key(environ, template.callback_key))  # fmt: skip
+                template, environ, catalogue.models, settings, storage, secret, clock)  # fmt: skip
             stack.push_async_callback(outside.close)
-            ready |= {template.name} if key or not template.key else set()
+            ready |= {template.name} if outside.ready else set()
         catalogue = with_providers(catalogue, ready)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
@@ -3223,35 +3407,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         yield app
 
 
-def callback_url(settings: Settings, secret: str, provider: str, job: Job) -> str | None:
-    """Where a provider tells us that a job has news; none where it could not reach us."""
-    token = callback_token(secret, provider, job.id, job.attempt)
-    path = f"/api/v1/video/callback/{provider}?job={job.id}&attempt={job.attempt}&token={token}"
-    return settings.public_url + path if settings.public_url else None
-
-
-def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
-    """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
-    return sign(secret, "callback", f"{provider}:{id}:{attempt}")[:43]
-
-
-def read_key(environ: Mapping[str, str], variable: str) -> str:
-    """A provider's key, from its variable or the file that <VARIABLE>_FILE names; empty without one."""
-    in_file = f"{variable}_FILE"
-    if not variable or in_file not in environ:
-        return environ.get(variable, "") if variable else ""
-    if variable in environ:
-        raise Refused(f"{variable} and {in_file} are both set; keep one.")
-    return read_secret_file(in_file, environ[in_file])
-
-
-async def image_address(settings: Settings, storage: Storage, clock: Callable[[], float], key: str) -> str:
-    """Where a provider fetches an image: a link, or, where no provider could reach one, the image itself."""
-    if settings.s3_endpoint or settings.public_url.startswith("https:"):
-        return storage.link(key, base=settings.public_url, now=int(clock() * 1000))
-    return f"data:{image_type(key)};base64,{base64.b64encode(await storage.read(key)).decode()}"
-
-
 # ---------------------------------------------------------------------------
 # 17  HTTP
 # ---------------------------------------------------------------------------
@@ -3260,7 +3415,7 @@ async def image_address(settings: Settings, storage: Storage, clock: Callable[[]
 # administrator comes before, request.user is who asks; what uses it without them fails closed.
 
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
-WAIT_MAX_S = 60  # Prefer: wait
+WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
 REMEMBERED, REMEMBERED_MAX = MINUTE, 10_000  # a session or key is looked up again after this long
 STREAMS_MAX = 20  # open event streams of a user
 STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
@@ -3376,6 +3531,7 @@ def ok(data: T) -> Answer[T]:
     return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
 
 
+KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
 REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})}  # fmt: skip
@@ -3384,7 +3540,8 @@ ARGUMENTS = {  # what Litestar would say in its own way
     "key": "Idempotency-Key must be 1 to 255 characters.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(get_args(Status))}."}  # fmt: skip
+    "status": f"status must be one of {', '.join(typing.get_args(Status))}.",
+    "unknown": "unknown must be true or false."}  # fmt: skip
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 
@@ -3553,10 +3710,17 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
     return await answer_order(request, id, stored, prefer)
 
 
-async def store_again(request: Request, uuid: FromPath[str], key: IdempotencyKey = None,
-                      prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
-    stored = await request.write_once(retry_video, key, None, id=uuid)
-    return await answer_order(request, uuid, stored, prefer)
+async def store_again(request: Request, uuid: FromPath[str],
+                      key: IdempotencyKey = None) -> Response[Answer[Video]]:  # fmt: skip
+    """Store a failed video's result after all, for its price.  Answers when that is done, or after half a
+    minute with 202."""
+    job = await request.read(find_own, as_=Job, id=uuid)
+    await check_original(request.parts, job)
+    await request.write_once(retry_video, key, None, id=uuid)
+    video = await wait_for_end(request, uuid, RETRY_WAIT_S)
+    if video.error:
+        raise KINDS[video.error.code](video.error.message)
+    return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
 
 
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
@@ -3936,14 +4100,15 @@ Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 OnlyStatus = FromQuery[Status | None]
-ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
+ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None),
+                "unknown": (FromQuery[bool], False)}  # fmt: skip
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
 def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
     path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
-    hints, parameter, required = get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
+    hints, parameter, required = typing.get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
     asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
     asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
     asked |= {"data": (cast(Any, JSONBody)[hints["wish"]], required)} if "wish" in hints else {}
@@ -3992,7 +4157,7 @@ ADDRESSES = [
         "get_status     GET    /api/v1/video/{uuid:str}/status": video_status,
         "get_receipt    GET    /api/v1/video/{uuid:str}/receipt": receipt,
         "cancel_video   POST   /api/v1/video/{uuid:str}/cancel   200": cancel_video,
-        "retry_video    POST   /api/v1/video/{uuid:str}/retry": store_again,
+        "retry_video    POST   /api/v1/video/{uuid:str}/retry    200": store_again,
         "delete_video   DELETE /api/v1/video/{uuid:str}": delete_video}),
     group("credits", signed_in, {
         "get_balance    GET    /api/v1/credit/balance": balance,
@@ -4020,6 +4185,7 @@ ADDRESSES = [
         "add_invite     POST   /api/v1/admin/invites": add_invite,
         "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
         "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
+        "list_orders    GET    /api/v1/admin/provider-jobs": list_provider_jobs,
         "audit          GET    /api/v1/admin/audit": audit,
         "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
 

@@ -132,8 +132,9 @@ class ScriptedProvider:
 
     async def cancel(self, ref):
         self.calls.append(("cancel", ref))
+        self.script.insert(0, v.Snapshot("canceled"))
 
-    async def open_result(self, ref, url):
+    async def open_result(self, ref, url, *, part=False):
         self.calls.append(("open", ref))
         if isinstance(self.result, BaseException):
             raise self.result
@@ -146,6 +147,12 @@ class ScriptedProvider:
 @pytest.fixture
 def clock():
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def retries_answer_at_once(monkeypatch):
+    """Where a test itself is the worker, nobody works while a retry waits."""
+    monkeypatch.setattr(v, "RETRY_WAIT_S", 0)
 
 
 @pytest.fixture
@@ -257,15 +264,14 @@ class Server:
             if not name.startswith(("VIDEOFLY_", "S3_", "VIDEO_"))
         }
         self.environ = clean | {"VIDEOFLY_DATA": str(data), "VIDEOFLY_PORT": str(self.port)} | environ
-        self.process = None
+        self.process, self.program = None, ["-m", "videofly", "serve"]
 
     def start(self):
         """Start, and return when it answers."""
         self.log = (self.data.parent / f"{self.data.name}.log").open("a+b")
-        command = [sys.executable, "-m", "videofly", "serve"]
         self.process = subprocess.Popen(
-            command, cwd=v.HERE, env=self.environ, stdout=self.log, stderr=subprocess.STDOUT
-        )
+            [sys.executable, *self.program], cwd=v.HERE, env=self.environ, stdout=self.log,
+            stderr=subprocess.STDOUT)
         until = time.monotonic() + 30
         while time.monotonic() < until:
             try:

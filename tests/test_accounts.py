@@ -502,8 +502,8 @@ async def test_a_key_can_be_told_from_other_text(app):
     keys = {v.new_api_key() for _ in range(200)}
     assert len(keys) == 200 and all(v.is_api_key(key) for key in keys)
     key = keys.pop()
-    assert (key[:3], len(key), key[3:].isalnum()) == ("vf_", 52, True)
-    mistyped = [key[:n] + ("A" if key[n] != "A" else "B") + key[n + 1 :] for n in range(3, 52)]
+    assert (key[:3], len(key), key[3:].isalnum()) == ("vf_", 54, True)
+    mistyped = [key[:n] + ("A" if key[n] != "A" else "B") + key[n + 1 :] for n in range(3, 54)]
     swapped = [key[:n] + key[n + 1] + key[n] + key[n + 2 :] for n in range(3, 51) if key[n] != key[n + 1]]
     others = [key[:-1], key + "A", key.lower(), key.upper(), "", "vf_", "vf_" + "é" * 49]
     assert not any(v.is_api_key(text) for text in [*mistyped, *swapped, *others])

@@ -207,7 +207,7 @@ class Ledger(RuleBasedStateMachine):
         return result
 
     def job(self, id):
-        return v.one(self.db, v.Job, v.JOB + " WHERE id = :id", id=id)
+        return v.one(self.db, v.Job, "FROM videos WHERE id = :id", id=id)
 
     # --- what happens to credits
 
@@ -259,7 +259,7 @@ class Ledger(RuleBasedStateMachine):
         return multiple(*taken)
 
     def order_act(self, who, id, credits, key, once):
-        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1")
+        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1", None)
         act = functools.partial(v.request_video, id=id, user_id=who, api_key_id=key, order=order,
                                 max_running=RUNNING_MAX, timeout=v.HOUR, now=self.now)
         return functools.partial(v.once_only, act=act, user_id=who, once=once, now=self.now)
@@ -297,15 +297,19 @@ class Ledger(RuleBasedStateMachine):
 
     def cancel(self, job, video):
         ended = video.status in ENDED
-        late = v.AlreadyFinished if ended and not video.cancelled else None
+        late = v.AlreadyFinished if video.status != "PENDING" and not video.cancelled else None
         refusal = v.VideoNotFound if video.deleted else late
         self.do(v.cancel_video, refusal, user_id=video.owner, id=video.id)
-        if not ended:
+        if not ended and not late:
             self.model.end(video, "FAILED")
             video.cancelled = True
 
     def delete(self, job, video):
-        self.do(v.delete_video, v.VideoNotFound if video.deleted else None, user_id=video.owner, id=video.id)
+        running = v.StillRunning if video.status == "UPLOADING" else None
+        refusal = v.VideoNotFound if video.deleted else running
+        self.do(v.delete_video, refusal, user_id=video.owner, id=video.id)
+        if running:
+            return
         if video.status not in ENDED:
             self.model.end(video, "FAILED")
         video.deleted = True

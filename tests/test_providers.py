@@ -3,11 +3,15 @@ no more than one job is ever paid for one order."""
 
 import asyncio
 import base64
+import json
+import re
 import tomllib
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from Crypto.PublicKey import ECC
 
 import videofly as v
 from conftest import (
@@ -35,13 +39,30 @@ from upstream import (
     redirect,
     refuse,
     reset_after,
+    reset_before,
     throttled,
     unsized,
 )
 
 pytestmark = pytest.mark.anyio
 ORDER = {"model": "outside", "prompt": "a red fox over snow", "seed": 7}
-NATIVE = ["openai", "fal", "replicate"]
+NATIVE = ["openai", "fal", "replicate", "comfyui"]
+DIALECTS = {"openai": "vllm", "sglang": "sglang", "gateway": "openai"}  # of one wire format
+TEXT = {"3": {"class_type": "KSampler", "inputs": {"seed": 0, "model": ["4", 0]}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 1]}},
+        "55": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 0, "height": 0, "length": 0}},
+        "58": {"class_type": "SaveVideo", "inputs": {"filename_prefix": "", "video": ["57", 0]}}}
+IMAGE = {"52": {"class_type": "LoadImage", "inputs": {"image": "example.png"}}, **TEXT}
+BIND = """
+    "6.inputs.text" = { "$" = "prompt" }, "3.inputs.seed" = { "$" = "seed" },
+    "55.inputs.width" = { "$" = "width", multiple = 16 },
+    "55.inputs.height" = { "$" = "height", multiple = 16 },
+    "55.inputs.length" = { "$" = "seconds", times = 16, plus = 1 },
+    "58.inputs.filename_prefix" = { "$" = "uuid" }
+""".replace("\n", " ")  # one line, as TOML wants it
+WITH_TEXT = f'{{ prompt = {{ "$file" = "text.json", bind = {{ {BIND} }} }} }}'
+WITH_IMAGE = WITH_TEXT.replace("text.json", "image.json").replace(
+    "bind = {", 'bind = { "52.inputs.image" = { "$" = "uploaded" },')
 MODELS = {"fal": "fal-ai/kling-video/v2/master/text-to-video", "replicate": "kwaivgi/kling-v2.1"}
 
 CATALOG = """
@@ -90,6 +111,12 @@ class Place:
         found = (await self.client.get("/api/v1/credit/balance")).json()["data"]
         return found["availableCredits"], found["frozenCredits"], found["usedCredits"]
 
+    async def unknown(self):
+        """What an operator sees of orders that were never answered."""
+        operator = {"Authorization": f"Bearer {v.operator_token(self.app.secret)}"}
+        answer = await self.client.get("/api/v1/admin/provider-jobs?unknown=true", headers=operator)
+        return answer.json()["data"]["providerJobs"]
+
     async def until_it_ends(self):
         """Let hours pass, until nothing is to do."""
         for _ in range(200):
@@ -104,7 +131,8 @@ class Place:
         video = await self.until_it_ends()
         said = video["error"] and video["error"]["code"]
         assert (video["status"], said) == (status, code), video["error"]
-        assert await self.credits() == ((90, 0, 10) if status == "COMPLETED" else (100, 0, 0))
+        cost = video["creditsUsed"] if status == "COMPLETED" else 0
+        assert await self.credits() == (100 - cost, 0, cost)
         assert self.upstream.paid <= 1
         assert (self.upstream.count("unknown"), self.upstream.count("unauthorized")) == (0, 0)
         return video
@@ -114,14 +142,18 @@ class Place:
 async def place(request, tmp_path):
     like = request.param
     clock = Clock()
-    with Upstream(*[like] * (like in NATIVE), clock=clock) as upstream:
-        if like == "openai":
-            upstream.dialect = "vllm"
-        if like not in NATIVE:
+    spoken = "openai" if like in DIALECTS else like
+    with Upstream(*[spoken] * (spoken in NATIVE), clock=clock) as upstream:
+        upstream.dialect = DIALECTS.get(like)
+        if spoken not in NATIVE:
             MANUALS[like.replace("-", "_")](upstream)
         base = upstream.url + path_of(like)
-        body = '{ input.image_urls = { "$" = "images" } }' if like == "kie" else "{}"
-        extra = f'keys_url = "{upstream.url}/.well-known/jwks.json"' if like == "fal" else ""
+        bodies = {"kie": '{ input.image_urls = { "$" = "images" } }',
+                  "comfyui": f"{WITH_TEXT}, image_body = {WITH_IMAGE}"}
+        body = bodies.get(like, "{}")
+        for name, workflow in (("text", TEXT), ("image", IMAGE)):
+            (tmp_path / f"{name}.json").write_text(json.dumps(workflow))
+        extra = f'secrets_url = "{upstream.url}/.well-known/jwks.json"' if like == "fal" else ""
         text = CATALOG.format(like=like, url=base, model=MODELS.get(like, "a-model"), body=body, extra=extra)
         (tmp_path / "catalog.toml").write_text(text)
         settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"),
@@ -131,18 +163,22 @@ async def place(request, tmp_path):
         async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
             ada = await person(app, "ada@example.com", credits=100)
             async with client_of(app, **ada.headers) as client:
-                yield Place(upstream, app, client)
+                place = Place(upstream, app, client)
+                place.user_id = ada.id
+                yield place
 
 
 def path_of(like):
     """The path of a template's address: the simulator stands in for the host only."""
     known = tomllib.loads((v.FILES / "catalog.toml").read_text())["templates"][like]
-    return "/v1" if like == "openai" else urlsplit(known.get("base_url", "")).path
+    return "/v1" if like in DIALECTS else urlsplit(known.get("base_url", "")).path
 
 
 native = pytest.mark.parametrize("place", NATIVE, indirect=True)
+paid = pytest.mark.parametrize("place", NATIVE[:3], indirect=True)
+comfyui = pytest.mark.parametrize("place", ["comfyui"], indirect=True)
 DECLARED = [name.replace("_", "-") for name in MANUALS]
-every = pytest.mark.parametrize("place", [*NATIVE, *DECLARED], indirect=True)
+every = pytest.mark.parametrize("place", [*NATIVE, "sglang", "gateway", *DECLARED], indirect=True)
 
 
 @every
@@ -160,8 +196,8 @@ async def test_an_image_reaches_the_provider_as_it_wants_it(place):
     sent = await place.client.post("/api/v1/upload", files={"file": ("a.png", png, "image/png")})
     await place.order(imageUrl=sent.json()["data"]["url"])
     await place.ends("COMPLETED")
-    (order,) = [request for request in place.upstream.requests if request.step == "submit"]
-    assert png in order.body or base64.b64encode(png) in order.body
+    sent = b"".join(each.body for each in place.upstream.requests if each.step in ("upload", "submit"))
+    assert png in sent or base64.b64encode(png) in sent
 
 
 # --- before the order is taken
@@ -184,13 +220,168 @@ async def test_who_is_asked_to_wait_waits_as_long_and_orders_once(place):
     assert place.upstream.count("submit") == 3
 
 
-@native
+@paid
 @pytest.mark.parametrize("fault", [reset_after(), lost(500), lost(502)], ids=["reset", "500", "502"])
 async def test_an_order_whose_answer_was_lost_is_never_given_twice(place, fault):
     place.upstream.next("submit", fault)
     await place.order()
+    await work(place.app, for_s=100)
+    assert [job["state"] for job in await place.unknown()] == ["unknown"]
     await place.ends("FAILED", "E5001")
     assert place.upstream.count("submit") == 1
+    assert [job["endedAt"] is None for job in await place.unknown()] == [False]
+
+
+@comfyui
+@pytest.mark.parametrize("fault", [reset_after(), lost(500), lost(502)], ids=["reset", "500", "502"])
+async def test_who_takes_our_id_is_asked_for_an_order_whose_answer_was_lost(place, fault):
+    place.upstream.timeline = ["queued", "running", "running", "running", "succeeded"]
+    place.upstream.next("submit", fault)
+    await place.order()
+    await place.ends("COMPLETED")
+    assert place.upstream.count("submit") == 1
+
+
+@comfyui
+async def test_an_order_that_never_arrived_is_given_again_where_that_can_be_known(place):
+    place.upstream.next("submit", reset_before())
+    place.upstream.next("poll", refuse(503, {}), refuse(503, {}))
+    await place.order()
+    await place.ends("COMPLETED")
+    assert (place.upstream.count("submit"), place.upstream.paid) == (2, 1)
+
+
+@comfyui
+async def test_an_image_that_cannot_be_sent_is_sent_again_and_ordered_once(place):
+    place.upstream.next("upload", reset_before(), refuse(503, {"error": {"message": "full"}}))
+    sent = await place.client.post("/api/v1/upload", files={"file": ("a.png", image_bytes(), "image/png")})
+    await place.order(imageUrl=sent.json()["data"]["url"])
+    await place.ends("COMPLETED")
+    assert (place.upstream.count("upload"), place.upstream.count("submit")) == (3, 1)
+
+
+@pytest.mark.parametrize(("workflow", "words"), [
+    ({"nodes": [], "links": []}, "no workflow in the API format"), ([], "no workflow in the API format"),
+    ({"1": {"class_type": "x", "inputs": {}}}, r"text.json has no \d+\.inputs\.\w+"),
+])
+def test_a_workflow_that_cannot_be_filled_stops_the_start(tmp_path, workflow, words):
+    body = WITH_TEXT
+    (tmp_path / "text.json").write_text(json.dumps(workflow))
+    text = CATALOG.format(like="comfyui", url="http://127.0.0.1:8188", model="wan", body=body, extra="")
+    (tmp_path / "catalog.toml").write_text(text)
+    with pytest.raises(v.Refused, match=words):
+        v.read_catalogue(tmp_path / "catalog.toml", {"local"})
+
+
+async def test_the_readmes_workflow_is_one(tmp_path):
+    (tmp_path / "wan.json").write_text(json.dumps(TEXT))
+    blocks = re.findall(r"```toml\n(.*?)```", (v.HERE / "README.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "$file" in block]
+    (tmp_path / "catalog.toml").write_text((v.FILES / "catalog.toml").read_text() + block)
+    catalogue = v.read_catalogue(tmp_path / "catalog.toml", {"local"})
+    upstream = catalogue.model("wan").upstream["my-comfy"]
+    assert upstream.body["prompt"]["6"]["inputs"]["text"] == {"$": "prompt"}
+
+
+@comfyui
+async def test_a_workflow_is_filled_by_place_and_no_quote_breaks_out(place):
+    prompt = 'a "fox", "6": {"inputs": {"text": "no"}}'
+    await place.order(prompt=prompt, duration=8, quality="720p")
+    await place.ends("COMPLETED")
+    (sent,) = [request.json["prompt"] for request in place.upstream.requests if request.step == "submit"]
+    assert sent["6"]["inputs"] == {"text": prompt, "clip": ["4", 1]} and sent["3"]["inputs"]["seed"] == 7
+    assert sent["55"]["inputs"] == {"width": 1280, "height": 720, "length": 129}
+
+
+@comfyui
+@pytest.mark.parametrize("old", [{"has_jobs": False}, {"takes_prompt_id": False},
+                                 {"outputs_under": "gifs"}, {"outputs_under": "videos"}], ids=str)
+async def test_older_and_other_comfyuis_are_understood(place, old):
+    for name, value in old.items():
+        setattr(place.upstream, name, value)
+    place.upstream.timeline = ["queued", "running", "succeeded"]
+    await place.order()
+    await place.ends("COMPLETED")
+
+
+@comfyui
+@pytest.mark.parametrize("until", [1, 3], ids=["queued", "running"])
+async def test_cancelling_stops_our_job_and_nobody_elses(place, until):
+    place.upstream.has_jobs = False  # an old one, which stops whatever runs
+    place.upstream.timeline = ["running"]
+    await place.order(prompt="another's")
+    await work(place.app, for_s=3)
+    place.upstream.timeline = ["queued", "running"][:until]
+    await place.order()
+    await work(place.app, for_s=10)
+    other, ours = place.upstream.jobs.values()
+    if until > 1:
+        other.state = "succeeded"
+    assert ours.state == ["queued", "running"][until > 1]
+    await place.client.post(f"/api/v1/video/{place.id}/cancel")
+    await work(place.app, for_s=10)
+    assert (await place.look())["error"]["code"] == "E4024"
+    assert ours.state == "canceled" and other.state != "canceled"
+
+
+@paid
+async def test_a_wish_to_cancel_reaches_the_provider_and_its_answer_counts(place):
+    place.upstream.timeline = ["running"]
+    await place.order()
+    await work(place.app, for_s=0)
+    await place.client.post(f"/api/v1/video/{place.id}/cancel")
+    assert await place.credits() == (90, 10, 0)
+    await place.ends("FAILED", "E4024")
+    assert place.upstream.count("cancel") >= 1
+
+
+@paid
+async def test_a_provider_that_goes_on_after_a_cancel_is_paid_and_so_is_the_video(place):
+    place.upstream.timeline, place.upstream.obeys = ["running"], False
+    await place.order()
+    await work(place.app, for_s=0)
+    (job,) = place.upstream.jobs.values()
+    await place.client.post(f"/api/v1/video/{place.id}/cancel")
+    job.state = "succeeded"
+    job.gone = False
+    place.upstream.always("cancel", refuse(409, {"detail": "too late"}))
+    await place.ends("COMPLETED")
+
+
+async def test_a_provider_that_fails_again_and_again_gets_no_orders_for_a_while(
+        tmp_path, monkeypatch):
+    clock = Clock()
+    with Upstream("openai", clock=clock) as bad, Upstream("openai", clock=clock) as good:
+        bad.dialect = good.dialect = "vllm"
+        good.key = bad.key
+        bad.always("submit", refuse(503, {"error": {"message": "overloaded"}}))
+        text = CATALOG.format(like="openai", url=bad.url + "/v1", model="m", body="{}", extra="")
+        text = text.replace('["there"]', '["there", "good"]')
+        text += '[[providers]]\nname = "good"\nlike = "openai"\nkey = "THERE_KEY"\n'
+        text += f'base_url = "{good.url}/v1"\n'
+        (tmp_path / "catalog.toml").write_text(text)
+        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
+        environ = {"THERE_KEY": bad.key}
+        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
+            ada = await person(app, "ada@example.com", credits=1000)
+            async with client_of(app, **ada.headers) as client:
+                place = Place(good, app, client)
+
+                async def order_ten():
+                    for _ in range(10):
+                        await place.order()
+                        assert (await place.until_it_ends())["status"] == "COMPLETED"
+
+                monkeypatch.setattr(v, "BREAK", 2 * v.HOUR)
+                await order_ten()
+                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX, 10)
+                clock.pass_s(7201)
+                await order_ten()
+                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 1, 20)
+                clock.pass_s(7201)
+                bad.always("submit", None)
+                await order_ten()
+                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 11, 20)
 
 
 @pytest.mark.parametrize("place", ["kie"], indirect=True)
@@ -328,12 +519,77 @@ async def test_progress_is_told(place):
 
 
 @native
-async def test_a_job_that_never_ends_fails_at_its_deadline_and_is_stopped_there(place):
+async def test_a_job_that_never_ends_fails_at_its_deadline_and_its_late_result_can_still_be_had(
+        place, monkeypatch):
     place.upstream.timeline = []
     await place.order()
     await place.ends("FAILED", "E5001")
-    await work(place.app, for_s=5)
-    assert place.upstream.count("cancel") == 1
+    assert place.upstream.count("cancel") == 0
+    (job,) = place.upstream.jobs.values()
+    for _ in range(10):
+        place.app.clock.pass_s(700)
+        await work(place.app, for_s=0)
+    job.state = "succeeded"
+    place.app.clock.pass_s(1000)
+    await work(place.app, for_s=0)
+    assert await place.credits() == (100, 0, 0)
+    monkeypatch.setattr(v, "RETRY_WAIT_S", 30)
+    retried = asyncio.create_task(place.client.post(f"/api/v1/video/{place.id}/retry"))
+    while not retried.done():
+        await work(place.app, for_s=0)
+    assert (retried.result().status_code, retried.result().json()["data"]["status"]) == (200, "COMPLETED")
+    assert await place.credits() == (90, 0, 10)
+
+
+async def test_a_model_may_give_its_providers_less_time(tmp_path):
+    clock = Clock()
+    with Upstream("openai", clock=clock) as upstream:
+        upstream.dialect, upstream.timeline = "vllm", []
+        text = CATALOG.format(like="openai", url=upstream.url + "/v1", model="m", body="{}", extra="")
+        text = text.replace('modes = ', 'minutes = 2\nmodes = ')
+        (tmp_path / "catalog.toml").write_text(text)
+        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
+        environ = {"THERE_KEY": upstream.key}
+        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
+            ada = await person(app, "ada@example.com", credits=100)
+            async with client_of(app, **ada.headers) as client:
+                place = Place(upstream, app, client)
+                await place.order()
+                began = clock()
+                await place.ends("FAILED", "E5001")
+                assert 120 <= clock() - began < 200
+
+
+@pytest.mark.parametrize("place", ["openrouter"], indirect=True)
+async def test_what_a_provider_took_for_it_is_in_the_receipt(place):
+    await place.order()
+    await place.ends("COMPLETED")
+    receipt = (await place.client.get(f"/api/v1/video/{place.id}/receipt")).json()["data"]
+    (job,) = receipt["providerJobs"]
+    (id,) = place.upstream.jobs
+    assert (job["providerId"], job["state"], job["cost"]) == (id, "succeeded", 0.5)
+
+
+@pytest.mark.parametrize("place", ["gateway"], indirect=True)
+async def test_answers_of_openais_own_types_are_understood(place):
+    place.upstream.official = True
+    place.upstream.timeline = ["queued", ("running", 40), "succeeded"]
+    await place.order(duration=8, quality="720p")
+    await place.ends("COMPLETED")
+    place.upstream.timeline = ["failed"]
+    await place.order(duration=8, quality="720p")
+    assert "The model stopped" in (await place.until_it_ends())["error"]["message"]
+    place.upstream.moderate("failed with code")
+    await place.order(duration=8, quality="720p")
+    assert (await place.until_it_ends())["error"]["code"] == "E4026"
+
+
+@pytest.mark.parametrize("place", ["sglang"], indirect=True)
+async def test_a_result_in_the_servers_own_bucket_is_fetched_from_there(place):
+    place.upstream.cloud = True
+    await place.order()
+    await place.ends("COMPLETED")
+    assert [each.origin for each in place.upstream.requests if each.step == "content"] == ["cdn"]
 
 
 @pytest.mark.parametrize(("place", "shape"), [
@@ -430,6 +686,38 @@ async def test_a_callback_that_cannot_be_written_down_says_so(app, client, monke
     assert error_of(answer) == (500, "E5003")
 
 
+@pytest.mark.parametrize("like", ["replicate", "fal"])
+async def test_secrets_that_a_provider_tells_are_fetched_once_and_again_when_they_change(tmp_path, like):
+    clock = Clock()
+    with Upstream(like, clock=clock) as upstream:
+        address = {"replicate": "/v1/webhooks/default/secret", "fal": "/.well-known/jwks.json"}[like]
+        extra = f'secrets_url = "{upstream.url}{address}"'
+        text = CATALOG.format(like=like, url=upstream.url, model="a/b", body="{}", extra=extra)
+        (tmp_path / "catalog.toml").write_text(text)
+        catalogue = v.read_catalogue(tmp_path / "catalog.toml", {"local"})
+        provider = v.HttpProvider(catalogue.providers[0], {"THERE_KEY": upstream.key}, catalogue.models,
+                                  v.Settings(), None, "secret", clock)
+        body = b'{"id": "x"}'
+
+        def signed():
+            sign = upstream.sign_standard if like == "replicate" else upstream.sign_fal
+            headers = sign(SimpleNamespace(id="x"), body)
+            return {name.lower(): text for name, text in headers.items()}
+
+        for _ in range(3):
+            assert await provider.is_signed(signed(), body)
+        assert upstream.count("keys") == 1
+        upstream.secret = "whsec_" + base64.b64encode(b"another").decode()
+        upstream.keys.append(ECC.generate(curve="Ed25519"))
+        for _ in range(3):
+            assert not await provider.is_signed(signed(), body)  # for a minute nobody makes us ask again
+        clock.pass_s(61)
+        assert await provider.is_signed(signed(), body)
+        assert not await provider.is_signed(signed() | {"webhook-id": "", "x-fal-webhook-user-id": ""}, body)
+        assert upstream.count("keys") == 2
+        await provider.close()
+
+
 STANDARD = ("whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", {
     "webhook-id": "evt_1", "webhook-timestamp": "1750000000",
     "webhook-signature": "v1,IBH8zD/3aIMyMzAb1LxcKkvLqukeMIFfOjzbcrsiYMI=",
@@ -438,37 +726,43 @@ STANDARD = ("whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", {
 KIE = ("kie-secret", {"x-webhook-timestamp": "1750000000",
                       "x-webhook-signature": "15Jwp2mVHDN+UzpRGtDCKWLOsnlrM4KD0CCg+iJmzHs="},
        b'{"data":{"taskId":"task_123"}}')
-FAL_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"}
-OTHER = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
-FAL = ({"keys": [OTHER, {"x": "short"}, FAL_KEY]}, {
+FAL_KEY = "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"
+FAL = (FAL_KEY, {
     "x-fal-webhook-request-id": "req-1", "x-fal-webhook-user-id": "user-1",
     "x-fal-webhook-timestamp": "1750000000", "x-fal-webhook-signature":
         "c9955078db59a0b67ee15104621043279d5c4258aaa19ad24b67dc343b51b0dd"
         "03561556c46fd888af6c6806913e2fdc556a6ef871780b83bad86212d047d808",
 }, b'{"request_id":"req-1","gateway_request_id":"req-1","status":"OK",'
    b'"payload":{"video":{"url":"https://example.com/a.mp4"}}}')
-SIGNED = {v.signed_standard: STANDARD, v.signed_kie: KIE, v.signed_fal: FAL}
+SIGNED = {
+    "standard": (STANDARD, "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYY"),
+    "kie": (KIE, "kie-secreT"),
+    "fal": (FAL, "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")}
 
 
-@pytest.mark.parametrize("check", SIGNED, ids=lambda check: check.__name__)
-def test_a_signature_is_right_as_it_is_and_wrong_in_every_other_way(check):
-    secret, headers, body = SIGNED[check]
+@pytest.mark.parametrize("kind", SIGNED)
+def test_a_signature_is_right_as_it_is_and_wrong_in_every_other_way(kind):
+    (secret, headers, body), other = SIGNED[kind]
     now = 1_750_000_000_000
-    assert check(headers, body, secret, now) and check(headers, body, secret, now + 300_000)
-    assert not check(headers, body, secret, now + 301_000) and not check(headers, body, secret, now - 301_000)
+
+    def signed(headers=headers, body=body, keys=(other, "short", secret), now=now):
+        return v.is_signed_by(kind, headers, body, keys, now)
+
+    assert signed() and signed(now=now + 300_000) and signed(keys=[secret])
+    assert not signed(now=now + 301_000) and not signed(now=now - 301_000)
     for name in headers:
-        assert not check({**headers, name: ""}, body, secret, now)
+        assert not signed({**headers, name: ""})
         flipped = headers[name][:-3] + chr(ord(headers[name][-3]) ^ 1) + headers[name][-2:]
-        assert not check({**headers, name: flipped}, body, secret, now), name
-    assert not check(headers, body.replace(b"1", b"2"), secret, now)
-    wrong = {"keys": [OTHER]} if check is v.signed_fal else secret[:-1] + "Y"
-    assert not check(headers, body, wrong, now)
+        assert not signed({**headers, name: flipped}), name
+    assert not signed(body=body.replace(b"1", b"2"))
+    assert not signed(keys=[other]) and not signed(keys=[])
 
 
 def test_one_right_signature_among_several_is_enough():
     secret, headers, body = STANDARD
     several = "v1a,abc v1,wrong " + headers["webhook-signature"]
-    assert v.signed_standard({**headers, "webhook-signature": several}, body, secret, 1_750_000_000_000)
+    signed = {**headers, "webhook-signature": several}
+    assert v.is_signed_by("standard", signed, body, [secret], 1_750_000_000_000)
 
 
 # --- the result
@@ -559,19 +853,103 @@ async def test_no_spelling_of_this_machine_is_called(host):
     assert isinstance(refused.value.__cause__, v.Blocked)
 
 
-async def test_a_call_ends_at_its_deadline_and_takes_no_connection_with_it():
+async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_with_them():
     with Upstream("openai") as upstream:
         upstream.always("poll", drip(1, 0.02))
         headers, url = {"Authorization": f"Bearer {upstream.key}"}, f"{upstream.url}/v1/videos/x"
         async with v.outside_client({"127.0.0.1"}) as client:
-            for _ in range(5):
-                calls = [v.exchange(client, "GET", url, within_s=0.05, headers=headers) for _ in range(40)]
+            for _ in range(20):
+                calls = [v.exchange(client, "GET", url, within_s=0.05, headers=headers) for _ in range(100)]
                 found = await asyncio.gather(*calls, return_exceptions=True)
-                assert {type(failure) for failure in found} <= {httpx.ReadTimeout, httpx.ConnectTimeout}
+                assert all(isinstance(failure, httpx.TimeoutException) for failure in found)
             upstream.always("poll", None)
             answer, _ = await v.exchange(client, "GET", url, within_s=10, headers=headers)
             assert answer.status_code == 404
             assert len(client._transport._pool.connections) <= 1
+
+
+# --- a retry
+
+
+@pytest.fixture
+async def unstored(place, monkeypatch):
+    """A video that was made, and that could not be stored."""
+    folder = place.app.storage.root / "videos"
+    folder.touch()
+    await place.order()
+    await place.ends("FAILED", "E5002")
+    folder.unlink()
+    monkeypatch.setattr(v, "RETRY_WAIT_S", 30)
+    return place
+
+
+def retry(place, **words):
+    return asyncio.create_task(place.client.post(f"/api/v1/video/{place.id}/retry", **words))
+
+
+async def worked(place, *asked):
+    while not all(one.done() for one in asked):
+        await work(place.app, for_s=0)
+    await books_are_right(place.app)
+    return [one.result() for one in asked]
+
+
+@native
+async def test_a_retry_answers_when_the_video_is_stored(unstored):
+    (answer,) = await worked(unstored, retry(unstored))
+    assert (answer.status_code, answer.json()["data"]["status"]) == (200, "COMPLETED")
+    assert await unstored.credits() == (90, 0, 10)
+    asked = [each for each in unstored.upstream.requests if each.headers.get("range")]
+    assert [each.headers["range"] for each in asked] == ["bytes=0-1023"]
+
+
+@native
+async def test_of_two_retries_at_once_one_runs(unstored):
+    answers = await worked(unstored, retry(unstored), retry(unstored))
+    assert sorted(answer.status_code for answer in answers) == [200, 400]
+    assert await unstored.credits() == (90, 0, 10)
+
+
+@native
+@pytest.mark.parametrize("status", [403, 404, 410])
+async def test_a_retry_of_what_is_gone_is_refused_before_it_costs_anything(unstored, status):
+    unstored.upstream.always("content", refuse(status))
+    (answer,) = await worked(unstored, retry(unstored))
+    assert error_of(answer) == (410, "E4008")
+    assert (await unstored.look())["error"]["code"] == "E5002" and await unstored.credits() == (100, 0, 0)
+
+
+@native
+async def test_a_retry_that_cannot_store_it_either_costs_nothing(unstored):
+    folder = unstored.app.storage.root / "videos"
+    folder.touch()
+    asked = retry(unstored)
+    for _ in range(20):
+        await work(unstored.app, for_s=0)
+        unstored.app.clock.pass_s(40)
+    (answer,) = await worked(unstored, asked)
+    assert error_of(answer) == (500, "E5002")
+    assert await unstored.credits() == (100, 0, 0)
+
+
+@native
+async def test_a_retry_that_takes_long_says_so(unstored, monkeypatch):
+    monkeypatch.setattr(v, "RETRY_WAIT_S", 0)
+    (answer,) = await asyncio.gather(retry(unstored, headers={"Idempotency-Key": "k"}))
+    assert (answer.status_code, answer.json()["data"]["status"]) == (202, "UPLOADING")
+    await work(unstored.app)
+    (again,) = await asyncio.gather(retry(unstored, headers={"Idempotency-Key": "k"}))
+    assert (again.status_code, again.json()["data"]["status"]) == (200, "COMPLETED")
+    assert await unstored.credits() == (90, 0, 10)
+
+
+@native
+async def test_a_retry_without_credits_is_refused(unstored):
+    app = unstored.app
+    await app.db.write(v.deduct, user_id=unstored.user_id, credits=95, note="", now=app.now())
+    (answer,) = await worked(unstored, retry(unstored))
+    assert error_of(answer) == (402, "E4001")
+    assert (await unstored.look())["status"] == "FAILED"
 
 
 # --- the catalogue
@@ -588,16 +966,17 @@ async def test_a_model_is_offered_when_the_key_of_a_provider_is_there(tmp_path):
 def test_a_key_may_come_from_a_file_but_not_from_both(tmp_path):
     (tmp_path / "key").write_text("secret\n")
     environ = {"FAL_KEY_FILE": str(tmp_path / "key")}
-    assert v.read_key(environ, "FAL_KEY") == "secret"
-    assert (v.read_key({"FAL_KEY": "x"}, "FAL_KEY"), v.read_key({"": "x"}, "")) == ("x", "")
+    assert v.read_variable(environ, "FAL_KEY") == "secret"
+    assert (v.read_variable({"FAL_KEY": "x"}, "FAL_KEY"), v.read_variable({}, "FAL_KEY")) == ("x", None)
     for broken in ({**environ, "FAL_KEY": "x"}, {"FAL_KEY_FILE": str(tmp_path / "none")}):
         with pytest.raises(v.Refused, match="FAL_KEY"):
-            v.read_key(broken, "FAL_KEY")
+            v.read_variable(broken, "FAL_KEY")
 
 
 @pytest.mark.parametrize(("change", "words"), [
     ('like = "openai"', "base_url"), ('like = "nobody"', "no template 'nobody'"),
-    ('like = "fal"\nstatus = { path = "/{secret}" }', "names secret"),
+    ('like = "fal"\nstatus = [{ path = "/{secret}" }]', "names secret"),
+    ('like = "fal"\nsubmit.body.x = { "$" = "promt" }', "names promt"),
     ('like = "fal"\nresults = []', "says where the result is"), ('like = "fal"\nkey = "lower"', "key"),
     ('like = "fal"\nbase_url = "ftp://x"', "base_url"), ('like = "fal"\nname = "local"', "there twice"),
     ('like = "fal"\ncolour = "red"', "colour"),

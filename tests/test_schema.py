@@ -9,7 +9,7 @@ import pytest
 import videofly as v
 
 RULES = v.CreditRules(gift=10, gift_days=30, plan_days=30, pack_days=365)
-ORDER = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, ["uploads/a.png"], 20, "v1")
+ORDER = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, ["uploads/a.png"], 20, "v1", None)
 STORED = {"storage_key": "videos/x.mp4", "poster_key": "videos/x.jpg", "width": 64, "height": 48,
           "duration_ms": 500, "size_bytes": 1000}
 RUNNING, MADE, FAILED, NEW = (name.ljust(36, "0") for name in ("running", "made", "failed", "new"))
@@ -57,11 +57,11 @@ def request(db, id, user_id, key_id=None):
 def finish(db, id, how, **what):
     """Take a video from its order to its end."""
     def job():
-        return v.one(db, v.Job, v.JOB + " WHERE id = :id", id=id)
+        return v.one(db, v.Job, "FROM videos WHERE id = :id", id=id)
 
     v.intend_submit(db, job=job(), now=3_000)
     v.mark_generating(db, job=job(), ref="ref", due_at=4_000, now=3_000)
-    v.mark_progress(db, job=job(), progress=50, due_at=5_000, now=4_000)
+    v.hear_provider(db, job=job(), snapshot=v.Snapshot("running", 50), due_at=5_000, now=4_000)
     v.mark_uploading(db, job=job(), original_url="https://provider.test/x.mp4", until_at=None, now=5_000)
     how(db, job=job(), now=6_000, **what)
 
@@ -125,7 +125,7 @@ def a_day(db, user_id):
     v.find_principal(db, digest="", now=7_000)
     v.list_keys(db, user_id=user_id)
     v.begin_sign_in(db, email="ada@example.com", attempt={"account:a": 5, "address:b": 20}, now=7_000)
-    v.due_jobs(db, now=7_000, limit=20)
+    v.due_jobs(db, now=7_000, busy=["x"], limit=20)
     v.next_due(db, after=7_000)
     v.hear_callback(db, id=RUNNING, now=7_000)
     v.expire(db, now=10**13)
@@ -145,7 +145,8 @@ def test_nothing_that_is_asked_all_day_scans_a_table(db):
     for sql in asked:
         plan = [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + sql)]
         newest = sql.rstrip().endswith("FROM credit_transactions ORDER BY id DESC LIMIT 1")  # reads one row
-        assert newest or [line for line in plan if line.startswith("SCAN")] == [], (sql, plan)
+        scans = [line for line in plan if line.startswith("SCAN") and "SCAN json_each" not in line]
+        assert newest or scans == [], (sql, plan)
 
 
 def test_the_program_never_replaces_a_row():

@@ -99,9 +99,38 @@ async def test_a_provider_that_never_finishes_is_given_up(client, app, ada, cloc
         await work(app, for_s=0)
         clock.pass_s(30)
     failed = await show(client, video)
-    assert (failed["status"], failed["error"]["code"], provider.count("cancel")) == ("FAILED", "E5001", 1)
-    assert 100 < provider.count("fetch") < 200
+    assert (failed["status"], failed["error"]["code"], provider.count("cancel")) == ("FAILED", "E5001", 0)
+    assert 60 < provider.count("fetch") < 140
     assert await credits(client) == (100, 0, 0)
+
+
+async def test_a_result_that_comes_late_is_noted_and_never_charged(client, app, ada, clock, provider):
+    provider.script = ["ref"] + [v.Snapshot("running", 30)] * 40
+    video = await order(client)
+    for _ in range(30):
+        await work(app, for_s=0)
+        clock.pass_s(130)
+    looks = provider.count("fetch")
+    for _ in range(30):
+        await work(app, for_s=0)
+        clock.pass_s(600)
+    assert (await show(client, video))["error"]["code"] == "E5001"
+    assert provider.count("fetch") < looks + 30 and provider.script == []
+    assert await credits(client) == (100, 0, 0)
+    retried = await client.post(f"/api/v1/video/{video['videoUuid']}/retry", json={})
+    await work(app)
+    assert retried.status_code == 202 and (await show(client, video))["status"] == "COMPLETED"
+    assert await credits(client) == (90, 0, 10)
+
+
+async def test_after_a_day_nobody_looks_for_a_late_result_any_more(client, app, ada, clock, provider):
+    provider.script = ["ref"] + [v.Snapshot("running", 30)] * 1000
+    await order(client)
+    for _ in range(300):
+        await work(app, for_s=0)
+        clock.pass_s(600)
+    assert 70 < provider.count("fetch") < 150
+    assert await rows(app, "SELECT due_at FROM videos") == [(None,)]
 
 
 async def test_what_is_no_video_is_not_delivered(client, app, ada, provider):
@@ -117,13 +146,64 @@ async def test_cancelling_gives_the_credits_back_and_stops_the_provider(client, 
     video = await order(client)
     await work(app)
     cancelled = await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
-    assert cancelled.json()["data"]["error"]["code"] == "E4024"
-    assert await credits(client) == (100, 0, 0)
+    wished = cancelled.json()["data"]
+    assert (wished["status"], wished["cancelRequestedAt"] is not None) == ("GENERATING", True)
+    assert await credits(client) == (90, 10, 0)
     again = await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
     assert again.status_code == 200
     await work(app)
-    assert provider.calls[-1] == ("cancel", "ref")
+    assert provider.calls[-2:] == [("cancel", "ref"), ("fetch", "ref")]
+    assert (await show(client, video))["error"]["code"] == "E4024"
+    assert await credits(client) == (100, 0, 0)
+    assert (await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")).status_code == 200
     await books_are_right(app)
+
+
+async def test_what_no_provider_has_is_cancelled_at_once(client, app, ada, provider):
+    video = await order(client)
+    cancelled = await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
+    assert cancelled.json()["data"]["error"]["code"] == "E4024"
+    assert await credits(client) == (100, 0, 0)
+    await work(app)
+    assert provider.calls == []
+
+
+async def test_a_wish_to_cancel_that_comes_too_late_changes_nothing(client, app, ada, provider):
+    provider.script = ["ref", v.Snapshot("running", 10)]
+    video = await order(client)
+    await work(app, for_s=0)
+    provider.script = [v.Snapshot("succeeded", 100, "https://provider.test/x.mp4")]
+    provider.cancel = lambda ref: asyncio.sleep(0)  # it does not listen
+    await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
+    await work(app)
+    assert (await show(client, video))["status"] == "COMPLETED"
+    assert await credits(client) == (90, 0, 10)
+
+
+async def test_a_wish_to_cancel_an_order_that_is_just_being_given_reaches_the_provider(
+        client, app, ada, provider):
+    video, taken = await order(client), provider.submit
+
+    async def submit(job):
+        answer = await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
+        assert answer.json()["data"]["status"] == "PENDING"
+        return await taken(job)
+
+    provider.submit = submit
+    await work(app)
+    assert (await show(client, video))["error"]["code"] == "E4024"
+    assert provider.count("cancel") == 1
+    assert await credits(client) == (100, 0, 0)
+
+
+async def test_what_is_being_made_cannot_be_deleted(client, app, ada, provider):
+    provider.script = ["ref"] + [v.Snapshot("running", 10)] * 3
+    video = await order(client)
+    await work(app, for_s=0)
+    assert error_of(await client.delete(f"/api/v1/video/{video['videoUuid']}")) == (409, "E4027")
+    await work(app, for_s=20)
+    assert (await client.delete(f"/api/v1/video/{video['videoUuid']}")).status_code == 204
+    assert await credits(client) == (90, 0, 10)
 
 
 async def test_a_finished_video_cannot_be_cancelled(client, app, ada):
@@ -162,7 +242,7 @@ async def test_a_retry_costs_again_and_stores_what_was_made(client, app, ada, pr
     assert ((await show(client, video))["error"]["code"], await credits(client)) == ("E5002", (100, 0, 0))
     retried = await client.post(f"/api/v1/video/{video['videoUuid']}/retry")
     assert (retried.status_code, retried.json()["data"]["status"], await credits(client)) == (
-        201,
+        202,
         "UPLOADING",
         (90, 10, 0),
     )
@@ -303,3 +383,28 @@ async def test_the_data_folder_may_be_named_from_where_one_stands(tmp_path, sett
             await asyncio.gather(*app.providers["local"].tasks.values())
             await work(app)
             assert (await show(client, video))["status"] == "COMPLETED"
+
+
+async def test_what_was_cancelled_while_it_was_ordered_goes_to_no_other_provider(client, app, ada, provider):
+    video = await order(client)
+
+    async def refuse(job):
+        await client.post(f"/api/v1/video/{video['videoUuid']}/cancel")
+        provider.calls.append(("submit", job.id))
+        raise v.SubmitRefused("not now", again=True)
+
+    provider.submit = refuse
+    await work(app, for_s=60)
+    assert (await show(client, video))["error"]["code"] == "E4024"
+    assert provider.count("submit") == 1
+    assert await credits(client) == (100, 0, 0)
+
+
+async def test_nothing_more_is_told_of_a_video_that_has_failed(client, app, ada, clock, provider):
+    provider.script = ["ref", *(v.Snapshot("running", min(n, 99)) for n in range(200))]
+    await order(client)
+    for _ in range(100):
+        await work(app, for_s=0)
+        clock.pass_s(130)
+    told = await rows(app, "SELECT count(*) FROM events WHERE type = 'video.failed'")
+    assert (told, provider.count("fetch") > 30, provider.script != []) == ([(1,)], True, True)

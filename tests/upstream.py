@@ -31,6 +31,7 @@ import zlib
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import httpx
+import openai.types as openai_types
 from Crypto.PublicKey import ECC  # minio brings it
 from Crypto.Signature import eddsa
 
@@ -317,8 +318,10 @@ class Upstream:
     obeys = True  # a cancel stops the job
     words = {}  # our state -> what is said in place of the provider's own word
     # Of openai: openai, vllm or sglang; the HTTP status of a poll that finds a failed job (None: as the
-    # dialect has it); results lie elsewhere, and content is 400; the only model; the project's callbacks.
+    # dialect has it); results lie elsewhere, and content is 400; the only model; the project's callbacks;
+    # whether it says only what OpenAI's own package would.
     dialect, failed_status, cloud, model, project_webhook = "openai", None, False, None, None
+    official = False
     # Of comfyui: has the newer /api/jobs; takes the caller's prompt_id; where outputs stand; what is wrong.
     has_jobs, takes_prompt_id, outputs_under, node_errors = True, True, "images", {}
     filtered = ()  # why Gemini leaves out samples
@@ -656,13 +659,14 @@ def openai(up):
         raise Refused(status, {"error": said})
 
     def video(job):
-        return {
+        said = {
             "id": job.id, "object": "video", "model": job.order.get("model"), "status": job.word(words),
             "progress": job.progress, "created_at": job.created_at, "completed_at": job.ended_at,
             "expires_at": job.ended_at and job.ended_at + 3600, "prompt": job.order["prompt"],
             "seconds": str(job.order.get("seconds", 4)), "size": job.order.get("size", "720x1280"),
             "error": job.error if job.failed else None,
         } | ({"url": next(iter(job.links), None)} if up.cloud else {})  # fmt: skip
+        return openai_types.Video.model_validate(said).model_dump(mode="json") if up.official else said
 
     def submit(request):
         order, wrong = request.fields, 400 if up.dialect == "openai" else 422
