@@ -527,3 +527,18 @@ async def test_a_video_that_the_disk_has_no_room_for_fails_free_and_can_be_store
         )
         assert provider.count("submit") == 1
         await books_are_right(app)
+
+
+async def test_what_was_stored_of_a_video_that_failed_is_removed_as_soon_as_storage_lets_it(client, app, ada):
+    video = await order(client)
+    folder = app.storage.root / "videos" / video["videoUuid"]
+    (folder / "1.mp4").mkdir(parents=True)  # so that the poster can be stored, and the video cannot
+    for _ in range(10):
+        await work(app, for_s=0)
+        app.clock.pass_s(60)
+    assert (await show(client, video))["error"]["code"] == "E5002"
+    assert (folder / "1.jpg").exists()
+    (folder / "1.mp4").rmdir()
+    await work(app)
+    assert list(folder.iterdir()) == []
+    assert await rows(app, "SELECT due_at FROM videos") == [(None,)]
