@@ -2457,14 +2457,11 @@ class Guard(httpcore.AsyncNetworkBackend):
     def __init__(self, named: Iterable[str]) -> None:
         self.named, self.inner = named, httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, timeout: float | None = None,  # noqa: ASYNC109
-                          local_address: str | None = None, socket_options: Any = None,
-                          ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+    async def connect_tcp(self, host: str, port: int, *args: Any, **words: Any) -> "TimedStream":
         failure: Exception = httpcore.ConnectError(f"{host} has no address.")
         for address in await self.look_up(host, port):
             try:
-                stream = await self.inner.connect_tcp(address, port, timeout, local_address, socket_options)
-                return TimedStream(stream)
+                return TimedStream(await self.inner.connect_tcp(address, port, *args, **words))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as refusal:
                 failure = refusal
         raise failure
@@ -2505,12 +2502,17 @@ def time_left(timeout: float | None) -> float | None:
     return None if left == math.inf else left
 
 
-def outside_client(named: Iterable[str]) -> httpx.AsyncClient:
+CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
+
+
+def outside_client(named: Iterable[str], auth: Callable[[httpx.Request], httpx.Request] | None = None,
+                   ) -> httpx.AsyncClient:  # fmt: skip
     """A client for one provider, so that none can use up another's connections."""
-    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=20), trust_env=False)
+    transport = httpx.AsyncHTTPTransport(CERTIFICATES(trust_env=False),
+                                         limits=httpx.Limits(max_keepalive_connections=20))  # fmt: skip
     transport._pool._network_backend = Guard(named)
     headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
-    return httpx.AsyncClient(transport=transport, headers=headers, trust_env=False,
+    return httpx.AsyncClient(transport=transport, headers=headers, auth=auth, trust_env=False,
                              timeout=httpx.Timeout(30, connect=10, pool=None))  # fmt: skip
 
 
@@ -2542,15 +2544,13 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def fetch_file(client: httpx.AsyncClient, url: str, headers: Mapping[str, str], *, within_s: float,
-                     part: str = "") -> AsyncIterator[bytes]:  # fmt: skip
-    """A video, or a part of it, also over redirects; headers go to no other host.  Raises OriginalExpired,
-    NotAVideo."""
+async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
+                     **words: Any) -> AsyncIterator[bytes]:  # fmt: skip
+    """A video, or a part of it, also over redirects.  Raises OriginalExpired, NotAVideo."""
     DEADLINE.set(time.monotonic() + within_s)
     try:
         for _ in range(1 + REDIRECTS_MAX):
-            words = {**headers, "Range": part} if part else headers
-            async with client.stream("GET", url, headers=words) as answer:
+            async with client.stream("GET", url, **words) as answer:
                 if not answer.has_redirect_location:
                     if answer.status_code in (403, 404, 410):
                         raise OriginalExpired
@@ -2558,13 +2558,9 @@ async def fetch_file(client: httpx.AsyncClient, url: str, headers: Mapping[str, 
                     async for chunk in capped(answer, RESULT_MAX):
                         yield chunk
                     return
-                target = answer.url.join(answer.headers["location"])
-                headers = headers if target.netloc == answer.url.netloc else {}
-                url = str(target)
-    except httpx.DecodingError as failure:
-        raise NotAVideo(str(failure)) from None
-    except httpx.ConnectError as failure:
-        if isinstance(failure.__cause__, Blocked):
+                url = str(answer.url.join(answer.headers["location"]))
+    except (httpx.DecodingError, httpx.ConnectError) as failure:
+        if isinstance(failure, httpx.DecodingError) or isinstance(failure.__cause__, Blocked):
             raise NotAVideo(str(failure)) from None
         raise
     raise NotAVideo("it is behind too many redirects")
@@ -2623,26 +2619,31 @@ class HttpProvider(Provider):
         self.template, self.poll_s, self.repeatable = template, template.poll_s, template.own_id
         self.known_as = {model.id: model.upstream.get(template.name) for model in models}
         self.settings, self.storage, self.secret, self.clock = settings, storage, secret, clock
-        self.key, self.callback_key = (
+        key, callback_key = (
             (name and read_variable(environ, name)) or "" for name in (template.key, template.callback_key))
-        self.ready = bool(self.key or not template.key)
-        self.keys, self.keys_at = list[str](), -math.inf  # what it signs with, and when that was fetched
+        self.ready = bool(key or not template.key)
+        # What it signs with, and when that was fetched; what the operator knows is good for ever.
+        self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
+        self.headers = {name: expand(text, {"key": key}) for name, text in template.headers.items()
+                        if key or "{key}" not in text}  # fmt: skip
+        self.own = httpx.URL(template.base_url)
+        self.client = outside_client({self.own.host, *template.private_hosts}, self.identify)
 
-    @functools.cached_property
-    def client(self) -> asyncio.Task[httpx.AsyncClient]:
-        """Made when it is needed, and on a thread: it reads all certificates."""
-        named = {urlsplit(self.template.base_url).hostname or "", *self.template.private_hosts}
-        return asyncio.create_task(asyncio.to_thread(outside_client, named))
+    def identify(self, request: httpx.Request) -> httpx.Request:
+        """Put on what our key is in, if it goes to the provider's own host."""
+        if request.url.netloc == self.own.netloc:
+            request.headers.update(self.headers)
+        return request
 
     async def submit(self, job: Job) -> str:
         template = self.template
         if job.submitted_at is not None and (ref := await self.look_up(job)):
             return ref
         try:
-            upstream = self.upstream(job)
+            upstream = self.known_as.get(job.model) or Upstream(job.model)
             body = merged(template.submit.body, (job.images and upstream.image_body) or upstream.body)
             order = msgspec.structs.replace(template.submit, body=body)
-            answer, body = await self.call(order, await self.values(job))
+            answer, body = await self.call(order, await self.values(job, upstream))
         except LookupError as failure:
             raise SubmitRefused(f"The provider has no word for {failure}.") from None
         except StorageFailed as failure:
@@ -2735,23 +2736,21 @@ class HttpProvider(Provider):
         if url.startswith("data:"):
             yield base64.b64decode(url.partition(",")[2])
             return
-        headers = self.headers(url) if self.template.auth_result or self.template.content else {}
-        few = {"part": "bytes=0-1023", "within_s": 10.0} if part else {"within_s": RESULT_S}
-        async for chunk in fetch_file(await self.client, url, headers, **cast(Any, few)):
+        headers, within_s = ({"Range": "bytes=0-1023"}, 10.0) if part else ({}, RESULT_S)
+        auth = httpx.USE_CLIENT_DEFAULT if self.template.auth_result or self.template.content else None
+        async for chunk in fetch_file(self.client, url, within_s=within_s, headers=headers, auth=auth):
             yield chunk
 
     async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
         """Whether the provider itself sent a callback.  Without a secret our token has to be enough.  Secrets
         that it tells are kept for a day; an unknown signature fetches them again, once a minute at most."""
         template, age = self.template, self.clock() - self.keys_at
-        if template.callback == "none" or not (self.callback_key or template.secrets_url):
+        if template.callback == "none" or not (self.keys or template.secrets_url):
             return True
-        keys = [self.callback_key] if self.callback_key else self.keys
-        right = is_signed_by(template.callback, headers, body, keys, self.now())
-        if self.callback_key or age < 60 or (age < 86_400 and right):
+        right = is_signed_by(template.callback, headers, body, self.keys, self.now())
+        if age < 60 or (age < 86_400 and right):
             return right
-        url = template.secrets_url
-        _, found = await exchange(await self.client, "GET", url, headers=self.headers(url), within_s=10)
+        _, found = await exchange(self.client, "GET", template.secrets_url, within_s=10)
         self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
         return is_signed_by(template.callback, headers, body, self.keys, self.now())
 
@@ -2761,8 +2760,7 @@ class HttpProvider(Provider):
         return None if id is None or self.template.keep else as_json({"id": str(id)})
 
     async def close(self) -> None:
-        if "client" in vars(self):
-            await (await self.client).aclose()
+        await self.client.aclose()
 
     def standing(self) -> str:
         """For the operator."""
@@ -2772,57 +2770,47 @@ class HttpProvider(Provider):
     def now(self) -> int:
         return int(self.clock() * 1000)
 
-    def headers(self, url: str) -> dict[str, str]:
-        """Those that carry our key, and only to the provider's own host."""
-        ours = urlsplit(url).netloc == urlsplit(self.template.base_url).netloc
-        return {name: expand(text, {"key": self.key}) for name, text in self.template.headers.items()
-                if ours and (self.key or "{key}" not in text)}  # fmt: skip
-
     def address(self, path: str, values: Values) -> str:
         """Where a call goes; an address that the provider gave, only if it is on its own host."""
         url = expand(path, values)
         if not url.startswith(("https://", "http://")):
             return self.template.base_url.rstrip("/") + url
-        if urlsplit(url).netloc != urlsplit(self.template.base_url).netloc:
+        if httpx.URL(url).netloc != self.own.netloc:
             raise Misled
         return url
 
     async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
         url = self.address((values.get("image") and call.image_path) or call.path, values)
-        words: dict[str, Any] = {"headers": self.headers(url)}
-        if query := fill(call.query, values):
-            words["params"] = query
+        words: dict[str, Any] = {"params": fill(call.query, values) or None}
         if call.body:
             body = fill(call.body, values) or {}
             words |= as_form(body) if call.form else {"json": body}
-        return await exchange(await self.client, call.method, url, within_s=self.template.call_s, **words)
+        return await exchange(self.client, call.method, url, within_s=self.template.call_s, **words)
 
-    def upstream(self, job: Job) -> Upstream:
-        return self.known_as.get(job.model) or Upstream(job.model)
-
-    async def values(self, job: Job) -> dict[str, Any]:
+    async def values(self, job: Job, upstream: Upstream) -> dict[str, Any]:
         """What a template may ask for."""
-        upstream = self.upstream(job)
         width, height = frame_size(job.aspect_ratio, job.quality)
-        images = [await self.image_url(key) for key in job.images]
-        files = [(key.rpartition("/")[2], await self.storage.read(key)) for key in job.images]
         values = {
-            "model": (images and upstream.image_model) or upstream.model, "prompt": job.prompt,
+            "model": (job.images and upstream.image_model) or upstream.model, "prompt": job.prompt,
             "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
             "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
-            "seed": job.seed, "uuid": job.id, "images": images, "image": images[0] if images else None,
-            "image_file": files[0] if files else None,
-            "image_base64": base64.b64encode(files[0][1]).decode() if files else None,
-            "image_type": image_type(job.images[0]) if files else None,
-            "callback_url": self.callback_url(job),
+            "seed": job.seed, "uuid": job.id, "callback_url": self.callback_url(job),
         }  # fmt: skip
-        return values | ({"uploaded": await self.upload(self.template.upload, values)} if files else {})
+        for key in job.images:  # one at most
+            values |= await self.image_values(key)
+            if self.template.upload:
+                values["uploaded"] = await self.upload(self.template.upload, values)
+        return values
 
-    async def image_url(self, key: str) -> str:
-        """Where the provider fetches an image, or, where it could not reach us, the image itself."""
+    async def image_values(self, key: str) -> dict[str, Any]:
+        """An image in every form; its address is one that holds it where the provider could not reach us."""
+        content, type = await self.storage.read(key), "image/" + key.rpartition(".")[2].replace("jpg", "jpeg")
+        text = base64.b64encode(content).decode()
+        url = f"data:{type};base64,{text}"
         if self.settings.s3_endpoint or self.settings.public_url.startswith("https:"):
-            return self.storage.link(key, base=self.settings.public_url, now=self.now())
-        return f"data:{image_type(key)};base64,{base64.b64encode(await self.storage.read(key)).decode()}"
+            url = self.storage.link(key, base=self.settings.public_url, now=self.now())
+        return {"image": url, "images": [url], "image_file": (key.rpartition("/")[2], content),
+                "image_base64": text, "image_type": type}  # fmt: skip
 
     def callback_url(self, job: Job) -> str | None:
         """Where the provider tells us that a job has news; none where it could not reach us."""
@@ -2831,16 +2819,14 @@ class HttpProvider(Provider):
         path = f"/api/v1/video/callback/{self.template.name}?{asked}"
         return self.settings.public_url + path if self.settings.public_url else None
 
-    async def upload(self, call: Call | None, values: Values) -> str | None:
+    async def upload(self, call: Call, values: Values) -> Any:
         """What the provider calls our image, where it wants it before the order.  Raises SubmitRefused."""
-        if call is None:
-            return None
         try:
             answer, body = await self.call(call, values)
             self.check(answer, body)
         except httpx.HTTPError as failure:
             raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
-        return cast(str | None, find(body, self.template.uploaded))
+        return find(body, self.template.uploaded)
 
 
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
@@ -2854,11 +2840,6 @@ def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
         name: part if isinstance(part, tuple) else (None, part if isinstance(part, str) else as_json(part))
         for name, part in body.items()
     }}  # fmt: skip
-
-
-def image_type(key: str) -> str:
-    """The media type of an upload."""
-    return "image/" + key.rpartition(".")[2].replace("jpg", "jpeg")
 
 
 def redact(body: Any) -> Any:
