@@ -564,7 +564,7 @@ class Template(Strict, frozen=True, kw_only=True):
     """A provider as data.  Lists of paths: the first that finds something counts."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
-    base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#@\s]+[^?#\s]*$")]
+    base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://(\[[^]]+]|[^:/?#@\s]+)(:\d+)?(/[^?#\s]*)?$")]
     key: Variable = ""  # its key's
     headers: dict[str, str] = {}  # of every call; {key} is the key
     upload: Call | None = None  # takes an image, before the order
@@ -599,6 +599,19 @@ class Template(Strict, frozen=True, kw_only=True):
     poll_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     call_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0  # for a whole call
     private_hosts: tuple[str, ...] = ()  # further hosts of results that may be in a private network
+
+    def __post_init__(self) -> None:
+        """What types cannot say.  Raises ValueError."""
+        known = {"id", "key", *VALUES, *self.keep}
+        calls = (self.upload, self.submit, *self.status, self.outcome, self.content, *self.cancel)
+        for call in filter(None, calls):
+            asked = {*re.findall(r"\{\+?(\w+)\}", call.path + call.image_path), *placeholders(call.body)}
+            if unknown := sorted(asked - known):
+                raise ValueError(f"{call.path} names {unknown[0]}, which nothing gives")
+        if not (self.status or self.results):
+            raise ValueError("without status, results must say where the result is")
+        if not (self.results or self.content):
+            raise ValueError("neither results nor content says where the result is")
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -640,8 +653,6 @@ def fill(tree: Any, values: Values) -> Any:
     match tree:
         case {"$": name, **how}:
             return fill(shape(values.get(name), how), values)
-        case Decimal():  # which is how the catalogue is read
-            return float(tree)
         case dict() if tree:
             filled = {key: fill(part, values) for key, part in tree.items()}
             return {key: part for key, part in filled.items() if part is not None} or None
@@ -669,29 +680,24 @@ def shape(value: Any, how: dict[Any, Any]) -> Any:
     if "multiple" in how:
         value = round(value / how["multiple"]) * how["multiple"]
     if "as" in how:
-        value = AS[how["as"]](value)
+        value = {"str": str, "int": int, "float": float}[how["as"]](value)
     return f"{value}{how['suffix']}" if "suffix" in how else value
-
-
-AS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
 
 
 def hits(value: Any, steps: list[str]) -> Iterator[Any]:
     """Everything that a path finds."""
-    step, rest = (steps[0], steps[1:]) if steps else ("", [])
-    match value:
-        case _ if not steps:
-            if value is not None and value not in ("", [], {}):
-                yield value
-        case str() if step == "|json":
+    match steps, value:
+        case [], _ if value not in (None, "", [], {}):
+            yield value
+        case ["|json", *rest], str():
             yield from hits(loads(value), rest)
-        case dict() if step != "*":
-            yield from hits(value.get(step), rest)
-        case list() if step.isdecimal() and int(step) < len(value):
-            yield from hits(value[int(step)], rest)
-        case dict() | list() if step == "*":
+        case ["*", *rest], dict() | list():
             for part in value.values() if isinstance(value, dict) else value:
                 yield from hits(part, rest)
+        case [step, *rest], dict():
+            yield from hits(value.get(step), rest)
+        case [step, *rest], list() if step.isdecimal() and int(step) < len(value):
+            yield from hits(value[int(step)], rest)
 
 
 def find_all(body: Any, paths: Iterable[str]) -> Iterator[Any]:
@@ -770,10 +776,9 @@ def signed_standard(headers: Mapping[str, str], body: bytes, secret: str) -> boo
     """Whether a callback is signed as https://www.standardwebhooks.com says; any of its v1 counts."""
     id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
-    right = hmac.new(key, f"{id}.{timestamp}.".encode() + body, "sha256").digest()
-    expected = b"v1," + base64.b64encode(right)
+    right = b"v1," + base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + body, "sha256"))
     given = headers.get("webhook-signature", "").encode().split()
-    return any(hmac.compare_digest(one, expected) for one in given)
+    return any(hmac.compare_digest(one, right) for one in given)
 
 
 def signed_kie(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
@@ -820,20 +825,6 @@ def placeholders(tree: Any) -> Iterator[str]:
         case dict() | list():
             for part in tree.values() if isinstance(tree, dict) else tree:
                 yield from placeholders(part)
-
-
-def template_faults(template: Template) -> Iterator[str]:
-    """What types cannot say about a template."""
-    known = {"id", "key", *VALUES, *template.keep}
-    calls = (template.upload, template.submit, *template.status, template.outcome, *template.cancel)
-    for call in filter(None, (*calls, template.content)):
-        asked = {*re.findall(r"\{\+?(\w+)\}", call.path + call.image_path), *placeholders(call.body)}
-        for name in sorted(asked - known):
-            yield f"{call.path} names {name}, which nothing gives"
-    if not (template.status or template.results):
-        yield "without status, results must say where the result is"
-    if not (template.results or template.content):
-        yield "neither results nor content says where the result is"
 
 
 # What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
@@ -929,7 +920,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
         text = path.read_text()
-        file = with_files(tomllib.loads(text, parse_float=Decimal), path.parent)
+        file = with_files(tomllib.loads(text), path.parent)
         catalogue = msgspec.convert(with_templates(file), Catalogue)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
@@ -988,8 +979,6 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
         if template.name in providers:
             yield f"providers[{n}].name", f"{template.name!r} is there twice"
         providers = providers | {template.name}
-        for fault in template_faults(template):
-            yield f"providers[{n}]", fault
     if catalogue.version:
         yield "version", "it is computed, not set"
     for kind in ("models", "packs", "plans"):
@@ -1050,7 +1039,7 @@ class NewVideo(Input, frozen=True):
     image_urls: Annotated[list[ImageUrl], msgspec.Meta(max_length=1)] | None = None
     negative_prompt: Annotated[str, msgspec.Meta(max_length=4000)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
-    max_credits: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+    max_credits: Credits | None = None
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -1085,8 +1074,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
     credits = price(model, duration=duration, quality=quality)
     if wish.max_credits is not None and credits > wish.max_credits:
         raise AboveMaxCredits(f"It costs {credits} credits, above {wish.max_credits}.", credits=credits)
-    prompt = wish.prompt.strip()
-    if not prompt:
+    if not (prompt := wish.prompt.strip()):
         raise Invalid("prompt must be 1 to 4000 characters.", field="prompt")
     return Order(
         model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
@@ -2575,9 +2563,8 @@ async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
 
-    def __init__(self, reason: str, *, again: bool = False, moderated: bool = False,
-                 after_ms: int = 0) -> None:  # fmt: skip
-        super().__init__(reason)
+    def __init__(self, why: str, *, again: bool = False, moderated: bool = False, after_ms: int = 0) -> None:
+        super().__init__(why)
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
 
 
@@ -2628,6 +2615,7 @@ class HttpProvider(Provider):
                         if key or "{key}" not in text}  # fmt: skip
         self.own = httpx.URL(template.base_url)
         self.client = outside_client({self.own.host, *template.private_hosts}, self.identify)
+        self.close = self.client.aclose
 
     def identify(self, request: httpx.Request) -> httpx.Request:
         """Put on what our key is in, if it goes to the provider's own host."""
@@ -2758,9 +2746,6 @@ class HttpProvider(Provider):
         """The ref of an order whose answer was lost, from a callback, where that is all it takes."""
         id = find(loads(body), self.template.callback_id)
         return None if id is None or self.template.keep else as_json({"id": str(id)})
-
-    async def close(self) -> None:
-        await self.client.aclose()
 
     def standing(self) -> str:
         """For the operator."""
