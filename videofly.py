@@ -325,7 +325,7 @@ class Database:
             raise Busy
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((functools.partial(fn, **kwargs), answer))
-        if self._committing is None:
+        if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_waiting())
         return await answer
 
@@ -333,18 +333,15 @@ class Database:
         return await next(self._readers).run(fn, **kwargs)
 
     async def _commit_waiting(self) -> None:
-        try:
-            while self._waiting:
-                # Wait for those just coming: work on their requests would only get in our commit's way.
-                before = 0
-                while before < len(self._waiting) < BATCH_MAX:
-                    before = len(self._waiting)
-                    for _ in range(2):  # one turn of the loop reads a request, the next handles it
-                        await asyncio.sleep(0)
-                batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
-                await self._commit_batch(batch)
-        finally:
-            self._committing = None
+        while self._waiting:
+            # Wait for those just coming: work on their requests would only get in our commit's way.
+            before = 0
+            while before < len(self._waiting) < BATCH_MAX:
+                before = len(self._waiting)
+                for _ in range(2):  # one turn of the loop reads a request, the next handles it
+                    await asyncio.sleep(0)
+            batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            await self._commit_batch(batch)
 
     async def _commit_batch(self, batch: list[tuple[Act, asyncio.Future[Any]]]) -> None:
         try:
@@ -356,14 +353,8 @@ class Database:
                 answer.set_exception(problem)
             elif not answer.cancelled():
                 answer.set_result(result)
-        try:
-            self.on_news(news)
-        except Exception:  # whoever waits for the next commit must not wait for ever
-            log.exception("news")
-
-
-class HalfDone(Exception):
-    """An act wrote something and then failed, so that the transaction has to be undone."""
+        # Not here: should it fail, whoever waits for the next commit must not wait for ever.
+        asyncio.get_running_loop().call_soon(self.on_news, news)
 
 
 def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
@@ -376,23 +367,22 @@ def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
             outcomes = [attempt(db, act) for act in acts]
             news = {user_id for (user_id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
         return outcomes, news
-    except (sqlite3.Error, HalfDone) as failure:
+    except Exception as failure:
         if len(acts) == 1:
-            cause = failure.__cause__ or failure
-            full = getattr(cause, "sqlite_errorname", "").startswith("SQLITE_FULL")
-            return [(None, DiskFull() if full else cause)], set()
+            full = getattr(failure, "sqlite_errorname", "").startswith("SQLITE_FULL")
+            return [(None, DiskFull() if full else failure)], set()
         alone = [commit(db, [act]) for act in acts]
         return [outcome for (outcome,), _ in alone], set().union(*(news for _, news in alone))
 
 
 def attempt(db: Db, act: Act) -> Outcome:
-    """Most acts are refused before they write anything; then there is nothing to undo."""
+    """Most acts are refused before they write anything; then there is nothing to undo.  Else raises."""
     written = db.total_changes
     try:
         return act(db), None
     except Exception as failure:
         if db.total_changes != written or isinstance(failure, sqlite3.Error):
-            raise HalfDone from failure
+            raise
         return None, failure
 
 
