@@ -421,17 +421,16 @@ def migrate(db: Db, path: Path | None = None) -> None:
 
 
 @functools.cache
-def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
+def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    return {name: cast_for(hint) for name, hint in typing.get_type_hints(as_).items()}
-
-
-def cast_for(hint: Any) -> Callable[[Any], Any] | None:
-    kind = typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
-    if kind in (int, float, str) or typing.get_origin(kind) is Literal:
-        return None
-    plain: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
-    return plain.get(kind) or functools.partial(msgspec.json.decode, type=kind)
+    found: dict[str, Callable[[Any], Any]] = {}
+    for name, hint in typing.get_type_hints(as_).items():
+        kind = typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
+        if kind in (bool, datetime):
+            found[name] = bool if kind is bool else moment
+        elif kind not in (int, float, str) and typing.get_origin(kind) is not Literal:
+            found[name] = functools.partial(msgspec.json.decode, type=kind)
+    return found
 
 
 def moment(at: int) -> datetime:
@@ -442,7 +441,7 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names; the query may begin with its FROM."""
     words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql  # type: ignore[arg-type]
     found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
-    makers = [(name, how[name]) for name, *_ in found.description]
+    makers = [(name, how.get(name)) for name, *_ in found.description]
     return [as_(**{
         name: make(value) if make and value is not None else value
         for (name, make), value in zip(makers, row, strict=True)
@@ -491,24 +490,19 @@ def digest(secret: str) -> str:
 
 def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, position: Any = Position,
            **params: Any) -> tuple[list[T], str | None]:  # fmt: skip
-    """A page of rows, and the next one's cursor.  What comes first in a row is its id, which is < :before."""
-    before = read_cursor(cursor, position) if cursor else b""  # SQLite sorts blobs behind numbers and texts
+    """A page of rows, and the next one's cursor, base64 of JSON.  What comes first in a row is its id, which
+    is < :before.  Raises Invalid."""
+    before: Any = b""  # SQLite sorts blobs behind numbers and texts
+    if cursor:
+        try:
+            before = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=="), type=position)
+        except ValueError:
+            raise Invalid("cursor must be a nextCursor that this address returned.", field="cursor") from None
     rows = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
     if len(rows) <= limit:  # the extra one only tells that there is more
         return rows, None
-    return rows[:limit], write_cursor(msgspec.structs.astuple(cast(Any, rows[limit - 1]))[0])
-
-
-def write_cursor(position: Any) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
-
-
-def read_cursor(cursor: str, as_: type[T]) -> T:
-    """Where the last page ended.  Raises Invalid."""
-    try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=as_)
-    except (ValueError, binascii.Error):
-        raise Invalid("cursor must be a nextCursor that this address returned.", field="cursor") from None
+    last = msgspec.structs.astuple(cast(Any, rows[limit - 1]))[0]
+    return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
 
 # ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Promises that schema.sql makes about itself, and what it refuses whoever writes."""
 
+import base64
 import functools
 import re
 import sqlite3
@@ -113,7 +114,7 @@ def test_the_books_of_an_ordinary_day_are_right(books):
 def a_day(db, user_id):
     """What the program asks the database all day, beside what made the books."""
     request(db, NEW, user_id)
-    for cursor in (None, v.write_cursor("f" * 36)):
+    for cursor in (None, base64.b64encode(v.as_json("f" * 36).encode()).decode()):
         v.list_videos(db, user_id=user_id, cursor=cursor, limit=20, status=None)
     v.list_videos(db, user_id=user_id, cursor=None, limit=20, status="FAILED")
     v.get_video(db, user_id=user_id, id=MADE)
