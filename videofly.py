@@ -2353,10 +2353,17 @@ class BucketStorage:
     """Files in an S3 bucket, behind presigned links."""
 
     def __init__(self, settings: Settings) -> None:
+        import minio  # takes 0.2 s, and most installations keep files in the folder
+
         self.bucket, self.life = settings.s3_bucket, timedelta(minutes=settings.link_minutes)
-        self.client = bucket_client(settings, settings.s3_endpoint)
+        retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
+        http = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
         # Links are signed for the host that people see; with a region given, that needs no network.
-        self.signer = bucket_client(settings, settings.s3_public_url or settings.s3_endpoint)
+        endpoints = (settings.s3_endpoint, settings.s3_public_url or settings.s3_endpoint)
+        self.client, self.signer = (
+            minio.Minio(address.netloc, settings.s3_access_key, settings.s3_secret_key, http_client=http,
+                        region=settings.s3_region, secure=address.scheme == "https")
+            for address in map(urlsplit, endpoints))
         # Of its own: six stuck uploads in the loop's executor would stop DNS for everything else.
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="bucket")
 
@@ -2381,16 +2388,6 @@ class BucketStorage:
 
 
 Storage = FolderStorage | BucketStorage
-
-
-def bucket_client(settings: Settings, endpoint: str) -> Any:
-    import minio  # takes 0.2 s, and most installations keep files in the folder
-
-    address = urlsplit(endpoint)
-    retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
-    pool = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
-    return minio.Minio(address.netloc, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key,
-                       region=settings.s3_region, secure=address.scheme == "https", http_client=pool)
 
 
 # ---------------------------------------------------------------------------
