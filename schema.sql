@@ -129,6 +129,12 @@ CREATE TABLE credit_holds (
 
 CREATE INDEX credit_holds_by_key ON credit_holds (api_key_id, state, credits) WHERE api_key_id IS NOT NULL;
 
+-- What a key with a limit may still spend.
+CREATE VIEW limited_keys AS
+    SELECT k.id, k.credit_limit - (SELECT coalesce(sum(h.credits), 0) FROM credit_holds h
+                                   WHERE h.api_key_id = k.id AND h.state <> 'released') AS credits_left
+    FROM api_keys k WHERE k.credit_limit IS NOT NULL;
+
 CREATE TRIGGER credit_holds_one_at_a_time BEFORE INSERT ON credit_holds
 WHEN EXISTS (SELECT 1 FROM credit_holds WHERE video_id = NEW.video_id AND state = 'frozen') BEGIN
     SELECT RAISE(ABORT, 'video_has_an_open_hold');
@@ -158,6 +164,17 @@ CREATE TABLE credit_transactions (
 CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id);
 CREATE INDEX credit_transactions_by_package  ON credit_transactions (package_id);
 CREATE INDEX credit_transactions_by_hold     ON credit_transactions (hold_id, kind, id) WHERE hold_id IS NOT NULL;
+
+-- The journal as people understand it.  A hold is one line, from however many packages it drew; its settling
+-- is the hold's state and no line, because it changes nothing that remains.
+CREATE VIEW movements AS
+    SELECT t.id, t.user_id, t.trans_type, t.balance_after, t.note, t.created_at, h.video_id AS video_uuid,
+           iif(t.kind = 'freeze', h.state, NULL) AS state,
+           coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
+    FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
+    WHERE t.kind <> 'settle'
+      AND (t.hold_id IS NULL OR t.id = (
+          SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind));
 
 -- A hold with what it drew from which package.
 CREATE VIEW shown_holds AS

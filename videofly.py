@@ -1095,7 +1095,6 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
 # second time changes nothing.  schema.sql holds the laws; here is only who may move what, and in which order.
 
 GRACE = DAY  # credits that come back to a package past its date stay spendable for this long
-EXPIRING_SOON = 7 * DAY
 NO_HASH = "0" * 64  # what the first row of the journal builds on
 SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
 
@@ -1157,11 +1156,7 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
            catalog_version: str, now: int) -> None:  # fmt: skip
     """Set credits aside for one attempt at a video, from the packages that end first."""
     draws = draw(spendable(db, user_id=user_id, now=now), credits)
-    left = value(db, """
-        SELECT credit_limit - (
-            SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE api_key_id = :id AND state <> 'released')
-        FROM api_keys WHERE id = :id AND credit_limit IS NOT NULL
-    """, id=api_key_id)
+    left = value(db, "SELECT credits_left FROM limited_keys WHERE id = :id", id=api_key_id)
     if left is not None and credits > left:
         sentence = f"That takes {credits} credits; the key may still spend {left}."
         raise KeyLimitReached(sentence, required=credits, available=left)
@@ -1259,7 +1254,7 @@ def balance(db: Db, *, user_id: str, now: int) -> Balance:
                coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now
                                                AND spendable_until_at <= :soon), 0) AS expiring_soon
         FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
-    """, user_id=user_id, now=now, soon=now + EXPIRING_SOON)[0]  # noqa: S608
+    """, user_id=user_id, now=now, soon=now + 7 * DAY)[0]  # noqa: S608
 
 
 class Package(Output, frozen=True):
@@ -1306,17 +1301,9 @@ class History(Output, frozen=True):
 
 
 def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
-    """What changed a user's credits, newest first.  A hold is one line, from however many packages it drew;
-    its settling is the hold's state and no line, because it changes nothing that remains."""
-    return History(*newest(db, Movement, """
-        SELECT t.id, t.trans_type, t.balance_after, h.video_id AS video_uuid, t.note, t.created_at,
-               CASE WHEN t.kind = 'freeze' THEN h.state END AS state,
-               coalesce(h.credits, t.credits) * iif(t.kind IN ('grant', 'release'), 1, -1) AS credits
-        FROM credit_transactions t LEFT JOIN credit_holds h ON h.id = t.hold_id
-        WHERE t.user_id = :user_id AND t.id < :before AND t.kind <> 'settle'
-          AND (t.hold_id IS NULL OR t.id = (
-              SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind))
-    """, user_id=user_id, cursor=cursor, limit=limit))
+    """What changed a user's credits, newest first."""
+    sql = "FROM movements WHERE user_id = :user_id AND id < :before"
+    return History(*newest(db, Movement, sql, user_id=user_id, cursor=cursor, limit=limit))
 
 
 class Proof(Output, frozen=True):
@@ -1469,11 +1456,10 @@ def forget_attempt(db: Db, *, attempt: Attempt) -> None:
     """The password was right.  The address is given back one attempt, not all: signing in to one's own
     account must not buy guesses at others'."""
     account, address = attempt
-    run(db, "DELETE FROM sign_in_failures WHERE subject = :account", account=account)
     run(db, """
-        DELETE FROM sign_in_failures
-        WHERE id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
-    """, address=address)
+        DELETE FROM sign_in_failures WHERE subject = :account
+        OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
+    """, account=account, address=address)
 
 
 def end_session(db: Db, *, digest: str) -> None:
