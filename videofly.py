@@ -269,14 +269,10 @@ WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
 
-PRAGMAS = """
-    PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
-    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;
-"""
-WRITER_PRAGMAS = """
-    PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-    PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;
-"""
+PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
+             PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
+WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+                    PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;"""
 
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 MIGRATIONS: list[str] = []  # MIGRATIONS[n] takes a file from version n + 1 to n + 2
@@ -341,20 +337,17 @@ class Database:
                 for _ in range(2):  # one turn of the loop reads a request, the next handles it
                     await asyncio.sleep(0)
             batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
-            await self._commit_batch(batch)
-
-    async def _commit_batch(self, batch: list[tuple[Act, asyncio.Future[Any]]]) -> None:
-        try:
-            outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
-        except BaseException as failure:
-            outcomes, news = [(None, failure)] * len(batch), set()
-        for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
-            if problem is not None and not answer.cancelled():
-                answer.set_exception(problem)
-            elif not answer.cancelled():
-                answer.set_result(result)
-        # Not here: should it fail, whoever waits for the next commit must not wait for ever.
-        asyncio.get_running_loop().call_soon(self.on_news, news)
+            try:
+                outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
+            except BaseException as failure:
+                outcomes, news = [(None, failure)] * len(batch), set()
+            for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
+                if problem is not None and not answer.cancelled():
+                    answer.set_exception(problem)
+                elif not answer.cancelled():
+                    answer.set_result(result)
+            # Not here: should it fail, whoever waits for the next commit must not wait for ever.
+            asyncio.get_running_loop().call_soon(self.on_news, news)
 
 
 def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
