@@ -111,11 +111,9 @@ T = TypeVar("T")
 # One line a setting.  Its variable is VIDEOFLY_<NAME>, except where operators know another name already.
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
 
-KNOWN_PREFIXES = ("S3_", "VIDEO_")  # these keep the name they have elsewhere
 SERVER, EMAIL = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$"
 TOGETHER = (("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
             ("VIDEOFLY_ADMIN_EMAIL", "VIDEOFLY_ADMIN_PASSWORD"))  # all of them, or none
-CLIENT_VARIABLES = ("VIDEOFLY_SERVER", "VIDEOFLY_KEY")  # read by the command line, not by the server
 
 
 def _(description: str, **limits: Any) -> msgspec.Meta:
@@ -123,9 +121,8 @@ def _(description: str, **limits: Any) -> msgspec.Meta:
 
 
 def variable(field: str) -> str:
-    """The environment variable of a field of Settings."""
-    name = field.upper()
-    return name if name.startswith(KNOWN_PREFIXES) else "VIDEOFLY_" + name
+    """The environment variable of a field of Settings; what has a name elsewhere keeps it."""
+    return field.upper() if field.startswith(("s3_", "video_")) else f"VIDEOFLY_{field.upper()}"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
@@ -160,7 +157,7 @@ class Refused(Exception):
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from the environment.  Raises Refused with the variable's name and the reason."""
     names = Settings.__struct_encode_fields__
-    known = {*names, *(f"{name}_FILE" for name in names), *CLIENT_VARIABLES}
+    known = {*names, *(f"{name}_FILE" for name in names), "VIDEOFLY_SERVER", "VIDEOFLY_KEY"}  # the clients'
     if unknown := sorted(name for name in environ if name.startswith("VIDEOFLY_") and name not in known):
         raise Refused(f"{unknown[0]} is not a setting. The settings are {', '.join(names)}.")
     given = {name: text for name in names if (text := read_variable(environ, name)) is not None}
