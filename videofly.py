@@ -429,7 +429,7 @@ def moment(at: int) -> datetime:
 
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names; the query may begin with its FROM."""
-    words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql  # type: ignore[arg-type]
+    words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql
     found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
     makers = [(name, how.get(name)) for name, *_ in found.description]
     return [as_(**{
@@ -438,7 +438,6 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     }) for row in found.fetchall()]  # fmt: skip
 
 
-@functools.cache
 def select(as_: type[Any]) -> str:
     return f"SELECT {', '.join(as_.__struct_fields__)} "
 
@@ -1094,7 +1093,6 @@ TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 HoldState = Literal["frozen", "settled", "released"]
 
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
-JOURNAL = "SELECT * FROM credit_transactions "
 
 
 class Output(msgspec.Struct, frozen=True, rename="camel"):
@@ -1319,7 +1317,7 @@ def audit(db: Db) -> Proof:
 
 def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
     remaining, count, last, before = Counter[str](), 0, 0, NO_HASH
-    for *row, hash in db.execute(f"{JOURNAL}{where} ORDER BY id", whose):
+    for *row, hash in db.execute(f"SELECT * FROM credit_transactions {where} ORDER BY id", whose):  # noqa: S608
         id, user_id, _, _, kind, _, credits, balance_after, *_ = row
         if id != last + 1:  # others' rows are between
             before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=id - 1)
@@ -1501,18 +1499,17 @@ class KeyMade(Output, frozen=True):
     key: ApiKey
 
 
+def api_key(body: str) -> str:
+    """vf_, the body, and a checksum by which scanners and typing errors are told from keys."""
+    return f"vf_{body}{binascii.crc32(body.encode()):08x}"
+
+
 def new_api_key() -> str:
-    """vf_, 256 random bits, and a checksum by which scanners and typing errors are told from keys."""
-    body = "".join(secrets.choice(BASE62) for _ in range(43))
-    return f"vf_{body}{checksum(body)}"
+    return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
 
 
 def is_api_key(text: str) -> bool:
-    return len(text) == 54 and text.startswith("vf_") and text[-8:] == checksum(text[3:-8])
-
-
-def checksum(body: str) -> str:
-    return f"{binascii.crc32(body.encode()):08x}"
+    return text == api_key(text[3:46])
 
 
 def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
@@ -2344,8 +2341,7 @@ class BucketStorage:
         self.pool = ThreadPoolExecutor(4, thread_name_prefix="bucket")
 
     async def put(self, key: str, file: Path, media_type: str) -> None:
-        await on_thread(self.pool, self.client.fput_object, self.bucket, key, str(file), media_type,
-                        part_size=8 << 20)
+        await on_thread(self.pool, self.client.fput_object, self.bucket, key, str(file), media_type)
         await on_thread(self.pool, file.unlink, missing_ok=True)
 
     async def read(self, key: str) -> bytes:

@@ -344,7 +344,7 @@ def test_the_chain_of_hashes_finds_a_journal_that_was_changed(books, tampering, 
 
 def test_a_row_that_was_changed_with_its_hash_breaks_the_next(books):
     lay_open(books).execute(change_row(2, "note = 'three films'"))
-    *row, _ = books.execute(v.JOURNAL + "WHERE id = 2").fetchone()
+    *row, _ = books.execute("SELECT * FROM credit_transactions WHERE id = 2").fetchone()
     (before,) = books.execute("SELECT hash FROM credit_transactions WHERE id = 1").fetchone()
     books.execute(change_row(2, "hash = ?"), [v.chain(before, tuple(row))])
     assert v.audit(books).faults == ["transaction 3 was changed after it was written"]
