@@ -2894,20 +2894,6 @@ class AlreadyRunning(Exception):
         self.url = url
 
 
-class Bells(weakref.WeakValueDictionary[str, asyncio.Event]):  # kept as long as somebody listens
-    """Rung when something of a user's has changed.  A hint only: whoever hears it reads the events table."""
-
-    def of(self, user_id: str) -> asyncio.Event:
-        """The bell that rings next.  Take it before reading, so that nothing happens in between."""
-        return self.setdefault(user_id, asyncio.Event())
-
-    def ring(self, *user_ids: str) -> None:
-        """For them, or for everybody."""
-        for user_id in user_ids or list(self):
-            if bell := self.pop(user_id, None):
-                bell.set()
-
-
 class Breaker:
     """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
 
@@ -2938,7 +2924,8 @@ class App:
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
         self.providers, self.secret, self.clock = providers, secret, clock
         self.temporary = Path(settings.data) / "temporary"
-        self.bells, self.work_to_do, self.stopping = Bells(), asyncio.Event(), asyncio.Event()
+        self.work_to_do, self.stopping = asyncio.Event(), asyncio.Event()
+        self.bells = weakref.WeakValueDictionary[str, asyncio.Event]()  # by user, as long as somebody listens
         self.streams: Counter[str] = Counter()  # user id: open event streams
         self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
@@ -2956,16 +2943,21 @@ class App:
     async def write(self, fn: Callable[..., T], /, **words: Any) -> T:
         return await self.db.write(fn, now=self.now(), **words)
 
+    def bell(self, user_id: str) -> asyncio.Event:
+        """Rings once, when something of the user's has changed: a hint only, to read the events table.  Take
+        it before reading, so that nothing happens in between."""
+        return self.bells.setdefault(user_id, asyncio.Event())
+
     def hear(self, users: set[str]) -> None:
         self.work_to_do.set()
-        if users:
-            self.bells.ring(*users)
+        for user_id in users:
+            if bell := self.bells.pop(user_id, None):
+                bell.set()
 
     def stop(self) -> None:
         """Let everything that waits for something else come to its end."""
         self.stopping.set()
-        self.work_to_do.set()
-        self.bells.ring()
+        self.hear(set(self.bells))
 
     async def hash(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a password function where it does not hold up the loop.  Raises Busy when many wait."""
@@ -3308,12 +3300,11 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         local = LocalProvider(data / "renders", storage.read)
         providers = {"local": local, **(providers or {})}
         catalogue = read_catalogue(catalogue_path(settings), set(providers))
-        ready = set(providers)
         for template in catalogue.providers:
             providers[template.name] = outside = HttpProvider(
                 template, environ, catalogue.models, settings, storage, secret, clock)  # fmt: skip
             stack.push_async_callback(outside.close)
-            ready |= {template.name} if outside.ready else set()
+        ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
@@ -3360,8 +3351,9 @@ class Request(litestar.Request[Principal, Any, State]):
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        act = functools.partial(fn, **self.told(fn, given))
-        return await self.write(once_only, act=act, once=once_of(self, key, body))
+        asked = f"{self.method} {self.url.path} {as_json(body)}"
+        once = Once(key, digest(asked)) if key and self.user.user_id else None
+        return await self.write(once_only, act=functools.partial(fn, **self.told(fn, given)), once=once)
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
@@ -3397,19 +3389,14 @@ class Request(litestar.Request[Principal, Any, State]):
         try:
             return msgspec.json.decode(body, type=field.annotation)
         except msgspec.ValidationError as error:
-            raise refuse_field(field.annotation, str(error)) from None
+            reason, _, path = str(error).partition(" - at `$.")
+            if "unknown field" in reason:
+                reason += f"; the fields are {', '.join(field.annotation.__struct_encode_fields__)}"
+            if not (name := re.split(r"[.\[`]", path)[0]):
+                raise Invalid(f"{reason}.") from None
+            raise field.annotation.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
-
-
-def refuse_field(struct: type[Input], reason: str) -> Problem:
-    """The Problem of a bad field, as the Struct wants it."""
-    reason, _, path = reason.partition(" - at `$.")
-    field = re.split(r"[.\[`]", path)[0]
-    if "unknown field" in reason:
-        reason += f"; the fields are {', '.join(struct.__struct_encode_fields__)}"
-    kind = struct.problems.get(field, Invalid)
-    return kind(f"{field}: {reason}.", field=field) if field else Invalid(f"{reason}.")
 
 
 # What a function is told without anybody being asked, where it has such a parameter.
@@ -3564,11 +3551,6 @@ async def administrator(request: AnyRequest) -> None:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
 
-def once_of(request: Request, key: str | None, body: Any) -> Once | None:
-    asked = f"{request.method} {request.url.path} {as_json(body)}"
-    return Once(key, digest(asked)) if key and request.user.user_id else None
-
-
 # --- videos
 
 
@@ -3601,7 +3583,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not app.stopping.is_set():
-                bell = app.bells.of(request.user.user_id)
+                bell = app.bell(request.user.user_id)
                 if (video := await request.read(get_video, id=id)).finished_at:
                     return video
                 await bell.wait()
@@ -3690,7 +3672,7 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
     try:
         yield ServerSentEventMessage(data=None, comment="connected", retry=2000)
         while not app.stopping.is_set() and time.monotonic() < ends_at:
-            bell = app.bells.of(user_id)
+            bell = app.bell(user_id)
             events = await app.db.read(list_events, user_id=user_id, after=after, limit=100)
             for event in events:
                 yield ServerSentEventMessage(id=event.id, event=event.type, data=event.data)
@@ -3833,18 +3815,13 @@ async def begin_session(request: Request, fn: Callable[..., User], **given: Any)
     return Response(ok(user), cookies=[request.cookie(token)])
 
 
-def client_address(request: Request) -> str:
-    """Whose attempts are counted together: an IPv4 address, or a /64 of IPv6, which one person may have."""
-    host = request.client.host if request.client else ""
-    with contextlib.suppress(ValueError):
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-        return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
-    return host
-
-
 async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
     """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
-    attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(client_address(request))}": 20}
+    host = request.client.host if request.client else ""
+    with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+        host = str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+    attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(host)}": 20}
     user_id, password_hash = await request.write(begin_sign_in, email=email, attempt=attempt)
     if not await request.parts.hash(verify_password, password_hash, password):
         raise Unauthorized(wrong)
