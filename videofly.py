@@ -4215,9 +4215,9 @@ async def serve_until_stopped(settings: Settings) -> None:
             await Server(config, app).serve([listener])
 
 
-@contextlib.asynccontextmanager
-async def api(settings: Settings, server: str = "", key: str = "") -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the server named, of the one on the data folder, or of one opened for the moment."""
+async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
+                      server: str = "", key: str = "") -> T:  # fmt: skip
+    """Work with the server named, with the one on the data folder, or with one opened for the moment."""
     async with contextlib.AsyncExitStack() as stack:
         transport, base, token = None, server, key
         if not server:
@@ -4229,7 +4229,7 @@ async def api(settings: Settings, server: str = "", key: str = "") -> AsyncItera
             token = key or operator_token(read_secret(Path(settings.data) / "secret"))
         client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
                                    headers={"Authorization": f"Bearer {token}"})  # fmt: skip
-        yield await stack.enter_async_context(client)
+        return await work(await stack.enter_async_context(client))
 
 
 async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
@@ -4244,14 +4244,14 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     return content["data"]
 
 
-def start(work: Callable[[Settings], Coroutine[Any, Any, T]], **environ: str) -> T:
+def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: str) -> T:
     """Run a command; what it was refused is one line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("apscheduler", "httpx", "uvicorn.error", "libav"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
     try:
-        return uvloop.run(work(read_settings(os.environ | environ)))
+        return uvloop.run(work(read_settings(os.environ | environ), *args))
     except (Refused, AlreadyRunning) as refusal:
         raise click.ClickException(str(refusal)) from None
 
@@ -4288,11 +4288,7 @@ def operation(words: str, help: str, line: str, body: type[Input] | None, show: 
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
 
     def run_command(**given: Any) -> None:
-        async def request(settings: Settings) -> Any:
-            async with api(settings) as client:
-                return await ask(client, line.replace(" ", " /api/v1/admin/"), **given)
-
-        answer = start(request)
+        answer = start(with_client, lambda client: ask(client, line.replace(" ", " /api/v1/admin/"), **given))
         click.echo(show(answer))
         sys.exit(0 if answer.get("ok", answer.get("valid", True)) else 1)
 
@@ -4330,17 +4326,12 @@ operation("check", "Look at everything the server stands on.", "GET check", None
 @click.option("--key", envvar="VIDEOFLY_KEY", show_envvar=True, help="Else the oldest administrator pays.")
 def generate_command(out: Path, server: str | None, key: str | None, **wish: Any) -> None:
     """Make a video and fetch it."""
-
-    async def run_client(settings: Settings) -> None:
-        async with api(settings, server or "", key or "") as client:
-            await fetch_video(client, await follow_video(client, wish), out)
-
-    start(run_client)
+    start(with_client, lambda client: make_video(client, wish, out), server or "", key or "")
     click.echo(str(out))
 
 
-async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
-    """Order a video, show how it comes along, and return its address."""
+async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path) -> None:
+    """Order a video, show how it comes along, and fetch it."""
     client.headers["Idempotency-Key"] = secrets.token_hex(16)  # a line that breaks orders nothing twice
     id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
@@ -4349,10 +4340,11 @@ async def follow_video(client: httpx.AsyncClient, wish: dict[str, Any]) -> str:
             now = await ask(client, f"GET /api/v1/video/{id}/status")
             bars.update(bar, completed=now["progress"])
             if now["status"] == "COMPLETED":
-                return str(now["videoUrl"])
+                break
             if now["status"] == "FAILED":
                 raise click.ClickException("{code}: {message} Nothing was charged.".format_map(now["error"]))
             await asyncio.sleep(0.3)
+    await fetch_video(client, now["videoUrl"], out)
 
 
 async def fetch_video(client: httpx.AsyncClient, url: str, out: Path) -> None:
