@@ -2900,11 +2900,9 @@ class Breaker:
     failures, until_at = 0, 0
 
     def admits(self, now: int) -> bool:
-        if self.failures < FAILURES_MAX:
-            return True
-        if now < self.until_at:
+        if self.failures >= FAILURES_MAX and now < self.until_at:
             return False
-        self.until_at = now + BREAK  # one at a time
+        self.until_at = now + BREAK  # which lets one at a time show how it is
         return True
 
     def heard(self, well: bool, now: int) -> None:
