@@ -1722,18 +1722,20 @@ def next_due(db: Db, *, after: int) -> int | None:
     return cast(int | None, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :after", after=after))
 
 
-def step_video(db: Db, job: Job, sets: str, *, due_at: int | None, now: int, **params: Any) -> bool:
+def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any) -> bool:
     """Change a video only if nobody has since the job was read.  False: somebody has; the step is void."""
+    sets = "".join(f", {name} = :{name}" for name in columns)
     return bool(run(db, f"""
-        UPDATE videos SET changed_at = :now, due_at = :due_at, {sets}
-        WHERE id = :id AND status = :was AND attempt = :attempt AND deleted_at IS NULL
-    """, id=job.id, was=job.status, attempt=job.attempt, due_at=due_at, now=now, **params))  # noqa: S608
+        UPDATE videos SET changed_at = :now, due_at = :due_at{sets}
+        WHERE id = :id AND status = :was AND attempt = :nth AND deleted_at IS :gone_at
+    """, id=job.id, was=job.status, nth=job.attempt, gone_at=job.deleted_at,  # noqa: S608
+        due_at=due_at, now=now, **columns))
 
 
 def intend_submit(db: Db, *, job: Job, now: int, repeatable: bool = False) -> bool:
     """Before the provider is called: after a crash its answer is unknown, or, if repeatable, asked again."""
     due_at = now if repeatable else job.deadline_at
-    return step_video(db, job, "submitted_at = :now", due_at=due_at, now=now)
+    return step_video(db, job, submitted_at=now, due_at=due_at, now=now)
 
 
 def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
@@ -1752,14 +1754,13 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     if wished_away or not able:
         fail(db, job=job, problem=Cancelled() if wished_away else problem, now=now)
     else:
-        step_video(db, job, "submitted_at = NULL, tries = tries + 1, provider = :provider",
-                   provider=(after or able)[0], due_at=now if after else due_at, now=now)  # fmt: skip
+        step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
+                   due_at=now if after else due_at, now=now)  # fmt: skip
 
 
 def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> None:
     """The provider took it.  It is told at once if nobody wants the video any more."""
-    sets = "status = 'GENERATING', ref = :ref, tries = 0"
-    step_video(db, job, sets, ref=ref, due_at=due_at, now=now)
+    step_video(db, job, status="GENERATING", ref=ref, tries=0, due_at=due_at, now=now)
     run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND cancelled_at IS NOT NULL", id=job.id, now=now)
 
 
@@ -1777,16 +1778,16 @@ def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int
             # Asking again waits longer each time, until something moves.
             tries = 0 if snapshot.progress > job.progress else job.tries + 1
             progress = job.progress if job.status == "FAILED" else max(job.progress, snapshot.progress)
-            sets = "progress = :progress, tries = :tries, missed = 0, missed_at = NULL"
-            step_video(db, job, sets, progress=progress, tries=tries, due_at=due_at, now=now)
+            step_video(db, job, progress=progress, tries=tries, missed=0, missed_at=None,
+                       due_at=due_at, now=now)  # fmt: skip
         case "succeeded" if snapshot.url:
             mark_uploading(db, job=job, original_url=snapshot.url, until_at=snapshot.until_at, now=now)
         case "missing" if not job.cancelled_at and (job.missed < 2 or now - (job.missed_at or now) < MINUTE):
             # Right after a submit that says little; thrice over a minute it is the end.
-            sets = "missed = missed + 1, missed_at = coalesce(missed_at, :now), tries = tries + 1"
-            step_video(db, job, sets, due_at=due_at, now=now)
+            step_video(db, job, missed=job.missed + 1, missed_at=job.missed_at or now,
+                       tries=job.tries + 1, due_at=due_at, now=now)  # fmt: skip
         case _ if job.status == "FAILED":
-            finish_aftercare(db, job=job, now=now)
+            step_video(db, job, due_at=None, now=now)
         case _:
             fail(db, job=job, problem=problem_of(job, snapshot), now=now)
 
@@ -1804,10 +1805,10 @@ def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None,
     """The provider is done, or its result has moved; it has to be fetched while it lives.  What comes after
     the deadline is only noted: a retry can still have it."""
     late = job.status == "FAILED"
-    step_video(db, job, "original_url = :url, original_until_at = :until_at" if late else """
-        status = 'UPLOADING', progress = 100, tries = iif(status = 'UPLOADING', tries + 1, 0),
-        original_url = :url, original_until_at = :until_at
-    """, url=original_url, until_at=until_at, due_at=None if late else now, now=now)
+    tries = job.tries + 1 if job.status == "UPLOADING" else 0
+    moved: dict[str, Any] = {} if late else {"status": "UPLOADING", "progress": 100, "tries": tries}
+    step_video(db, job, original_url=original_url, original_until_at=until_at,
+               due_at=None if late else now, now=now, **moved)  # fmt: skip
 
 
 def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
@@ -1816,10 +1817,7 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :storage_key AND deleted_at IS NULL",
              id=job.id, **stored):  # fmt: skip
         return True
-    if not step_video(db, job, """
-        status = 'COMPLETED', finished_at = :now, storage_key = :storage_key, poster_key = :poster_key,
-        width = :width, height = :height, duration_ms = :duration_ms, size_bytes = :size_bytes
-    """, due_at=None, now=now, **stored):  # fmt: skip
+    if not step_video(db, job, status="COMPLETED", finished_at=now, due_at=None, now=now, **stored):
         return False
     settled = settle(db, video_id=job.id, now=now)
     assert settled, "a video is never delivered free"
@@ -1828,8 +1826,8 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
 
 def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = None) -> None:
     """It will not be made: say why, and give its credits back."""
-    sets = "status = 'FAILED', finished_at = :now, error_code = :code, error_message = :message"
-    if step_video(db, job, sets, code=problem.code, message=problem.message[:1000], due_at=due_at, now=now):
+    if step_video(db, job, status="FAILED", finished_at=now, error_code=problem.code,
+                  error_message=problem.message[:1000], due_at=due_at, now=now):  # fmt: skip
         release(db, video_id=job.id, now=now)
 
 
@@ -1874,10 +1872,8 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
     check_running(db, user_id=user_id, max_running=max_running)
     freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id, credits=credits,
            catalog_version=catalog_version, now=now)  # fmt: skip
-    step_video(db, job, """
-        status = 'UPLOADING', attempt = attempt + 1, tries = 0, finished_at = NULL, error_code = NULL,
-        error_message = NULL, cancelled_at = NULL
-    """, due_at=now, now=now)
+    step_video(db, job, status="UPLOADING", attempt=job.attempt + 1, tries=0, finished_at=None,
+               error_code=None, error_message=None, cancelled_at=None, due_at=now, now=now)  # fmt: skip
     return get_video(db, user_id=user_id, id=id)
 
 
@@ -1892,22 +1888,6 @@ def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None
     if not adopted:
         run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now",
             id=id, now=now)  # fmt: skip
-
-
-def finish_aftercare(db: Db, *, job: Job, now: int) -> None:
-    """What is left to do for a finished video is done."""
-    run(db, """
-        UPDATE videos SET due_at = NULL, storage_key = iif(deleted_at IS NULL, storage_key, NULL),
-                          poster_key = iif(deleted_at IS NULL, poster_key, NULL)
-        WHERE id = :id AND attempt = :attempt AND finished_at IS NOT NULL AND deleted_at IS :deleted_at
-    """, id=job.id, attempt=job.attempt, deleted_at=job.deleted_at)
-
-
-def postpone(db: Db, *, job: Job, due_at: int, now: int) -> None:
-    run(db, """
-        UPDATE videos SET tries = tries + 1, due_at = :due_at
-        WHERE id = :id AND status = :status AND attempt = :attempt
-    """, id=job.id, status=job.status, attempt=job.attempt, due_at=due_at)
 
 
 class Upload(Output, frozen=True):
@@ -3069,9 +3049,8 @@ async def begin_steps(app: App) -> float:
     for job in await app.db.read(due_jobs, now=now, busy=busy, limit=STEPS_AT_ONCE - len(busy)):
         app.working[job.id] = asyncio.create_task(take_step(app, job))
         await asyncio.sleep(0)  # so that the others' turns come between
-    upcoming = await app.db.read(next_due, after=now)
-    pause_s = LONGEST_PAUSE_S if upcoming is None else (upcoming - app.now()) / SECOND
-    return min(max(pause_s, 0.01), LONGEST_PAUSE_S)
+    upcoming = await app.db.read(next_due, after=now) or math.inf
+    return min(max((upcoming - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
 
 
 async def take_step(app: App, job: Job) -> None:
@@ -3082,7 +3061,8 @@ async def take_step(app: App, job: Job) -> None:
             log.exception("video %s at %s", job.id, job.status)
         asked = retry_after(failure.response) if isinstance(failure, httpx.HTTPStatusError) else 0
         try:
-            await app.write(postpone, job=job, due_at=app.now() + max(back_off(job.tries), asked))
+            due_at = app.now() + max(back_off(job.tries), asked)
+            await app.write(step_video, job=job, tries=job.tries + 1, due_at=due_at)
         except Exception:  # not even that can be written (the disk is full): wait here
             log.exception("video %s cannot be put off", job.id)
             await asyncio.sleep(1)
@@ -3200,11 +3180,12 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         with file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
-        media = await asyncio.to_thread(probe, file)
+        media = msgspec.structs.asdict(await asyncio.to_thread(probe, file))
         await asyncio.to_thread(write_poster, file, poster)
+        del media["codec"]  # which nobody asks for later
         await app.storage.put(keys["poster_key"], poster, "image/jpeg")
         await app.storage.put(keys["storage_key"], file, "video/mp4")
-        if not await app.write(complete, job=job, stored=keys | msgspec.structs.asdict(media)):
+        if not await app.write(complete, job=job, stored=keys | media):
             for key in keys.values():
                 await app.storage.delete(key)
     finally:
@@ -3226,7 +3207,7 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
     for attempt in range(1, job.attempt + 1 if job.original_url else 1):
         for key in stored_keys(job.id, attempt).values():
             await app.storage.delete(key)
-    await app.write(finish_aftercare, job=job)
+    await app.write(step_video, job=job, storage_key=None, poster_key=None, due_at=None)
 
 
 async def check_original(app: App, job: Job) -> None:
