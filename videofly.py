@@ -1028,8 +1028,6 @@ class Order(msgspec.Struct, frozen=True):
     seed: int
     images: list[str]  # keys of uploads
     credits: int
-    catalog_version: str
-    minutes: int | None  # that it may take, where the model says so
 
 
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
@@ -1051,8 +1049,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
         raise Invalid("prompt must be 1 to 4000 characters.", field="prompt")
     return Order(
         model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
-        seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits, catalogue.version,
-        model.minutes)  # fmt: skip
+        seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits)  # fmt: skip
 
 
 def offered(field: str, wanted: str | None, choices: list[str]) -> str:
@@ -1602,19 +1599,10 @@ class Video(Output, frozen=True):
     poster_url: str | None = None
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(Order, frozen=True):
     """A video as the worker sees it."""
 
     id: str
-    model: str
-    provider: str
-    prompt: str
-    negative_prompt: str
-    duration: int
-    aspect_ratio: str
-    quality: str
-    seed: int
-    images: list[str]
     status: Status
     attempt: int
     tries: int
@@ -1626,6 +1614,7 @@ class Job(msgspec.Struct, frozen=True):
     cancelled_at: int | None
     ref: str | None
     original_url: str | None
+    original_until_at: int | None
     deleted_at: int | None
 
 
@@ -1646,27 +1635,22 @@ def once_only(db: Db, *, act: Act, user_id: str, once: Once | None, now: int) ->
         return str(found[1]).encode()
     answer = as_json(act(db))
     if once:
-        db.execute("INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)"
-                   " VALUES (?, ?, ?, ?, ?)", [user_id, once.key, once.fingerprint, answer, now])  # fmt: skip
+        insert(db, "idempotency_keys", user_id=user_id, key=once.key, fingerprint=once.fingerprint,
+               answer=answer, created_at=now)  # fmt: skip
     return answer.encode()
 
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
-                  timeout: int, now: int) -> Video:  # fmt: skip
+                  catalog_version: str, timeout: int, now: int) -> Video:  # fmt: skip
     """Take an order: the limit, the credits, the video and its event, or none of them.
     Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
     check_images(db, user_id=user_id, images=order.images)
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
-           catalog_version=order.catalog_version, now=now)  # fmt: skip
-    run(db, """
-        INSERT INTO videos (id, user_id, model, provider, prompt, negative_prompt, duration, aspect_ratio,
-                            quality, seed, images, credits, due_at, deadline_at, created_at, changed_at)
-        VALUES (:id, :user_id, :model, :provider, :prompt, :negative_prompt, :duration, :aspect_ratio,
-                :quality, :seed, :images, :credits, :now, :deadline, :now, :now)
-    """, **msgspec.structs.asdict(order) | {
-        "id": id, "user_id": user_id, "images": as_json(order.images), "now": now,
-        "deadline": now + (order.minutes * MINUTE if order.minutes else timeout)})
+           catalog_version=catalog_version, now=now)  # fmt: skip
+    ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
+    insert(db, "videos", id=id, user_id=user_id, **ordered, due_at=now, deadline_at=now + timeout,
+           created_at=now, changed_at=now)  # fmt: skip
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
 
@@ -1864,14 +1848,13 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
     InsufficientCredits: what was given back must be paid again."""
     job = find_own(db, as_=Job, user_id=user_id, id=id)
-    credits, until = db.execute("SELECT credits, original_until_at FROM videos WHERE id = ?", [id]).fetchone()
     if job.status != "FAILED" or job.original_url is None:
         raise RetryNotAvailable
-    if until is not None and until <= now:
+    if job.original_until_at is not None and job.original_until_at <= now:
         raise OriginalExpired
     check_running(db, user_id=user_id, max_running=max_running)
-    freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id, credits=credits,
-           catalog_version=catalog_version, now=now)  # fmt: skip
+    freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id,
+           credits=job.credits, catalog_version=catalog_version, now=now)  # fmt: skip
     step_video(db, job, status="UPLOADING", attempt=job.attempt + 1, tries=0, finished_at=None,
                error_code=None, error_message=None, cancelled_at=None, due_at=now, now=now)  # fmt: skip
     return get_video(db, user_id=user_id, id=id)
@@ -1896,8 +1879,8 @@ class Upload(Output, frozen=True):
 
 
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
-    sql = "INSERT INTO uploads (key, user_id, media_type, size_bytes, created_at) VALUES (?, ?, ?, ?, ?)"
-    db.execute(sql, [key, user_id, media_type, size_bytes, now])
+    insert(db, "uploads", key=key, user_id=user_id, media_type=media_type, size_bytes=size_bytes,
+           created_at=now)  # fmt: skip
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -1929,19 +1912,19 @@ class Quote(Output, frozen=True):
     catalog_version: str
 
 
-def quote_video(db: Db, *, user_id: str, order: Order, now: int) -> Quote:
+def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now: int) -> Quote:
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package.credits for package in packages)
     enough = available >= order.credits
     return Quote(order.credits, available, enough, draw(packages, order.credits) if enough else [],
-                 order.model, order.duration, order.aspect_ratio, order.quality, order.catalog_version)
+                 order.model, order.duration, order.aspect_ratio, order.quality, catalog_version)
 
 
 class Hold(Output, frozen=True):
     attempt: int
     credits: int
-    state: Literal["frozen", "settled", "released"]
+    state: HoldState
     catalog_version: str
     api_key_id: str | None
     created_at: datetime
@@ -3388,8 +3371,7 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "now": lambda request: request.parts.now(),
     "rules": lambda request: request.parts.catalogue.credits,
     "catalog_version": lambda request: request.parts.catalogue.version,
-    "max_running": lambda request: request.parts.settings.video_max_concurrent,
-    "timeout": lambda request: request.parts.settings.video_timeout_minutes * MINUTE}  # fmt: skip
+    "max_running": lambda request: request.parts.settings.video_max_concurrent}
 
 
 # --- answers
@@ -3569,25 +3551,23 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     return await request.read(get_video, id=id)
 
 
-async def answer_order(request: Request, id: str, stored: bytes, prefer: str | None) -> Response[Any]:
-    """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
-    ordered = msgspec.json.decode(stored)["videoUuid"]
-    preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
-    wait_s = min(int(preferred[1]), WAIT_MAX_S) if preferred else 0
-    replayed = {"Idempotent-Replayed": "true"} if ordered != id else {}
-    headers = {"Location": f"/api/v1/video/{ordered}"} | replayed
-    if not wait_s:
-        return Response(ok(stored), headers=headers)
-    headers["Preference-Applied"] = f"wait={wait_s}"
-    return Response(ok(with_links(request, await wait_for_end(request, ordered, wait_s))), headers=headers)
-
-
 async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
-    id = new_uuid(request.parts.now())
-    order = choose(request.parts.catalogue, data, seed=random.getrandbits(31))
-    stored = await request.write_once(request_video, key, data, id=id, order=order)
-    return await answer_order(request, id, stored, prefer)
+    """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
+    app, id = request.parts, new_uuid(request.parts.now())
+    order = choose(app.catalogue, data, seed=random.getrandbits(31))
+    minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
+    stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE)
+    answer = cast(Answer[Video], ok(stored))
+    ordered = msgspec.json.decode(stored)["videoUuid"]
+    headers = {"Location": f"/api/v1/video/{ordered}"}
+    if ordered != id:
+        headers["Idempotent-Replayed"] = "true"
+    preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
+    if preferred and (wait_s := min(int(preferred[1]), WAIT_MAX_S)):
+        headers["Preference-Applied"] = f"wait={wait_s}"
+        answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
+    return Response(answer, headers=headers)
 
 
 async def store_again(request: Request, uuid: FromPath[str],

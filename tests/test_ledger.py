@@ -259,9 +259,9 @@ class Ledger(RuleBasedStateMachine):
         return multiple(*taken)
 
     def order_act(self, who, id, credits, key, once):
-        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1", None)
+        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits)
         act = functools.partial(v.request_video, id=id, user_id=who, api_key_id=key, order=order,
-                                max_running=RUNNING_MAX, timeout=v.HOUR, now=self.now)
+                                max_running=RUNNING_MAX, catalog_version="v1", timeout=v.HOUR, now=self.now)
         return functools.partial(v.once_only, act=act, user_id=who, once=once, now=self.now)
 
     def is_current(self, job):

@@ -184,9 +184,9 @@ class Ledger:
                        note="", expires_at=self.now + hours(life[-1]) if life else None)
 
     def order(self, name, credits, key):
-        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits, "v1", None)
+        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits)
         return self.do(v.request_video, id=uuid(name), user_id="usr_me", api_key_id="key_1" if key else None,
-                       order=order, max_running=99, timeout=v.HOUR)
+                       order=order, max_running=99, catalog_version="v1", timeout=v.HOUR)
 
     def job(self, id):
         """The video as a worker sees it that does not know whether it has ended."""

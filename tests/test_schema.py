@@ -10,7 +10,7 @@ import pytest
 import videofly as v
 
 RULES = v.CreditRules(gift=10, gift_days=30, plan_days=30, pack_days=365)
-ORDER = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, ["uploads/a.png"], 20, "v1", None)
+ORDER = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, ["uploads/a.png"], 20)
 STORED = {"storage_key": "videos/x.mp4", "poster_key": "videos/x.jpg", "width": 64, "height": 48,
           "duration_ms": 500, "size_bytes": 1000}
 RUNNING, MADE, FAILED, NEW = (name.ljust(36, "0") for name in ("running", "made", "failed", "new"))
@@ -50,7 +50,7 @@ def fill(db):
 def request(db, id, user_id, key_id=None):
     db.execute("BEGIN")
     act = functools.partial(v.request_video, id=id, user_id=user_id, api_key_id=key_id, order=ORDER,
-                            max_running=3, timeout=60_000, now=2_000)
+                            max_running=3, catalog_version="v1", timeout=60_000, now=2_000)
     v.once_only(db, act=act, user_id=user_id, once=v.Once(id, "request"), now=2_000)
     db.execute("COMMIT")
 
