@@ -3129,29 +3129,25 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
 
 
 async def store(app: App, provider: Provider, job: Job) -> None:
-    """Bring the provider's result into storage, and complete the video."""
+    """Bring the provider's result into storage, and complete the video.  Where the result is gone, its
+    address is asked for once more: some providers give a new one for as long as they have the job."""
+    assert job.ref is not None
     try:
         await bring_into_storage(app, provider, job)
-    except (NotAVideo, OriginalExpired) as failure:
-        if not (isinstance(failure, OriginalExpired) and await renew(app, provider, job)):
-            reason = ProviderFailed(f"The provider sent no video: {failure}.")
-            problem = failure if isinstance(failure, Problem) else reason
-            await app.write(fail, job=job, problem=problem, due_at=app.now())
+        return
+    except NotAVideo as failure:
+        problem: Problem = ProviderFailed(f"The provider sent no video: {failure}.")
+    except OriginalExpired as failure:
+        problem = failure
+        snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("missing")
+        if snapshot.url is not None:
+            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
+            return
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
             raise
-        unstored = failure if isinstance(failure, StorageFailed) else StorageFailed()
-        await app.write(fail, job=job, problem=unstored, due_at=app.now())
-
-
-async def renew(app: App, provider: Provider, job: Job) -> bool:
-    """Ask once for a new address of the result: some providers give one for as long as they have the job."""
-    assert job.ref is not None
-    snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("missing")
-    if snapshot.url is None:
-        return False
-    await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
-    return True
+        problem = failure if isinstance(failure, StorageFailed) else StorageFailed()
+    await app.write(fail, job=job, problem=problem, due_at=app.now())
 
 
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
@@ -3236,11 +3232,9 @@ async def working(app: App) -> AsyncIterator[None]:
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
-        if running := list(app.working.values()):  # what is cut off is taken again after the next start
-            _, late = await asyncio.wait(running, timeout=STOPPING_S)
-            for step_task in late:
-                step_task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        steps = asyncio.gather(*app.working.values(), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
+            await asyncio.wait_for(steps, STOPPING_S)
 
 
 # ---------------------------------------------------------------------------
@@ -3607,15 +3601,14 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
     if not isinstance(there, HttpProvider) or not hmac.compare_digest(token.encode(), right.encode()):
         raise Unauthorized("That is no callback that we asked for.")
     try:
-        signed, ref = await there.is_signed(request.headers, body), there.adopt(body)
-        if signed:
+        if await there.is_signed(request.headers, body):
+            ref = there.adopt(body)
             await app.db.write(hear_callback, id=job, provider=provider, ref=ref, now=app.now())
+            return ok(None)
     except Exception as failure:
         log.exception("callback of %s for %s", provider, job)
         raise CallbackFailed from failure
-    if not signed:
-        raise Unauthorized("The provider did not sign that callback.")
-    return ok(None)
+    raise Unauthorized("The provider did not sign that callback.")
 
 
 def new_uuid(now: int) -> str:
