@@ -1725,7 +1725,8 @@ def intend_submit(db: Db, *, job: Job, now: int, repeatable: bool = False) -> bo
 def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
             now: int) -> None:  # fmt: skip
     """The provider surely took nothing.  The next that has not refused for good is asked, at once while there
-    is one further down the list, else from its top after a while; when all have refused, it has failed."""
+    is one further down the list, else from its top after a while.  When all have refused, it has failed; and
+    when what was asked for is unfit to be shown."""
     run(db, """
         UPDATE provider_jobs SET ended_at = :now, state = :state, error = :error
         WHERE video_id = :id AND ended_at IS NULL
@@ -1735,7 +1736,7 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     able = [name for name in providers if (name,) not in refused]
     after = [name for name in able if name in providers[providers.index(job.provider) + 1:]]
     wished_away = value(db, "SELECT cancelled_at FROM videos WHERE id = :id", id=job.id)
-    if wished_away or not able:
+    if wished_away or not able or isinstance(problem, Moderated):
         fail(db, job=job, problem=Cancelled() if wished_away else problem, now=now)
     else:
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
@@ -3103,14 +3104,12 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
 
 
 async def ask_next(app: App, job: Job, refusal: Exception) -> None:
-    """Give an order that was not taken to whoever else makes the model; not one that is unfit to be shown."""
-    if isinstance(refusal, SubmitRefused) and refusal.moderated:
-        await app.write(fail, job=job, problem=Moderated(str(refusal)))
-        return
+    """Give an order that was not taken to whoever else makes the model."""
+    kind = Moderated if isinstance(refusal, SubmitRefused) and refusal.moderated else ProviderFailed
     offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
     await app.write(
         pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
-        problem=ProviderFailed(str(refusal) or "The provider cannot be reached."),
+        problem=kind(str(refusal) or "The provider cannot be reached."),
         again=not isinstance(refusal, SubmitRefused) or refusal.again,
         due_at=app.now() + max(back_off(job.tries), getattr(refusal, "after_ms", 0)))  # fmt: skip
 

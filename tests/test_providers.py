@@ -601,6 +601,7 @@ async def test_what_a_provider_refuses_to_show_is_told_apart_from_what_it_cannot
     place.upstream.moderate(shape)
     await place.order()
     await place.ends("FAILED", "E4026")
+    assert await place.unknown() == []
 
 
 @native
