@@ -3306,8 +3306,9 @@ class Request(litestar.Request[Principal, Any, State]):
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        asked = f"{self.method} {self.url.path} {as_json(body)}"
-        once = Once(key, digest(asked)) if key and self.user.user_id else None
+        once = None
+        if key and self.user.user_id:
+            once = Once(key, digest(f"{self.method} {self.scope['path']} {as_json(body)}"))
         return await self.write(once_only, act=functools.partial(fn, **self.told(fn, given)), once=once)
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
