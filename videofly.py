@@ -1968,6 +1968,11 @@ def list_provider_jobs(db: Db, *, cursor: str | None, limit: int, unknown: bool)
     return ProviderJobList(*newest(db, ProviderJob, sql, unknown=unknown, cursor=cursor, limit=limit))
 
 
+def count_unanswered(db: Db) -> int:
+    sql = "SELECT count(*) FROM provider_jobs WHERE state = 'unknown' AND ended_at IS NOT NULL"
+    return int(value(db, sql))
+
+
 class Receipt(Output, frozen=True):
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
 
@@ -2530,8 +2535,12 @@ class HttpProvider(Provider):
         self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
         self.headers = {name: expand(text, {"key": key}) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
-        self.own = httpx.URL(template.base_url)
-        self.client = outside_client({self.own.host, *template.private_hosts}, self.identify)
+        try:
+            self.own = httpx.URL(template.base_url)
+            named = {self.own.host, *template.private_hosts}
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Refused(f"provider {template.name}: base_url: {error}.") from None
+        self.client = outside_client(named, self.identify)
         self.close = self.client.aclose
 
     def identify(self, request: httpx.Request) -> httpx.Request:
@@ -3932,6 +3941,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         Checked("database", not faults, "; ".join(faults) or "whole"),
         Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
+        Checked("orders", True, f"{await app.db.read(count_unanswered)} never answered by a provider"),
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *(Checked(f"provider {name}", True, there.standing()) for name, there in app.providers.items()
           if isinstance(there, HttpProvider)), storage]  # fmt: skip

@@ -230,6 +230,10 @@ async def test_an_order_whose_answer_was_lost_is_never_given_twice(place, fault)
     await place.ends("FAILED", "E5001")
     assert place.upstream.count("submit") == 1
     assert [job["endedAt"] is None for job in await place.unknown()] == [False]
+    operator = {"Authorization": f"Bearer {v.operator_token(place.app.secret)}"}
+    checks = (await place.client.get("/api/v1/admin/check", headers=operator)).json()["data"]["checks"]
+    (orders,) = [check["detail"] for check in checks if check["what"] == "orders"]
+    assert orders.startswith("1 never answered")
 
 
 @comfyui
@@ -956,6 +960,17 @@ async def test_a_retry_without_credits_is_refused(unstored):
 # --- the catalogue
 
 
+@pytest.mark.parametrize("address", ["http://[zz]/", "https://xn--/"])
+async def test_an_address_that_is_none_stops_the_start_with_one_line(tmp_path, address):
+    text = (v.FILES / "catalog.toml").read_text()
+    text += f'\n[[providers]]\nname = "mine"\nlike = "openai"\nbase_url = "{address}"\n'
+    (tmp_path / "catalog.toml").write_text(text)
+    settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
+    with pytest.raises(v.Refused, match=r"^provider mine: base_url: [^\n]+$"):
+        async with v.open_app(settings, work=False):
+            raise AssertionError("it started")
+
+
 async def test_a_model_is_offered_when_the_key_of_a_provider_is_there(tmp_path):
     for environ, offered in [({}, {"preview"}), ({"FAL_KEY": "x"}, {"preview", "kling-2-master"})]:
         settings = v.Settings(data=str(tmp_path / str(len(environ))))
@@ -980,7 +995,7 @@ def test_a_key_may_come_from_a_file_but_not_from_both(tmp_path):
     ('like = "fal"\nsubmit.body.x = { "$" = "promt" }', "names promt"),
     ('like = "fal"\nresults = []', "says where the result is"), ('like = "fal"\nkey = "lower"', "key"),
     ('like = "fal"\nbase_url = "ftp://x"', "base_url"), ('like = "fal"\nname = "local"', "there twice"),
-    ('like = "fal"\ncolour = "red"', "colour"),
+    ('like = "fal"\ncolour = "red"', "colour"), ('like = "fal"\nbase_url = "https://a:b/"', "base_url"),
 ])
 def test_a_provider_that_cannot_be_stops_the_start(tmp_path, change, words):
     name = "" if "name =" in change else 'name = "a"\n'
