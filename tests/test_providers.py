@@ -40,6 +40,7 @@ from upstream import (
     refuse,
     reset_after,
     reset_before,
+    slow,
     throttled,
     unsized,
 )
@@ -871,6 +872,36 @@ async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_
             answer, _ = await v.exchange(client, "GET", url, within_s=10, headers=headers)
             assert answer.status_code == 404
             assert len(client._transport._pool.connections) <= 1
+
+
+# --- whatever goes wrong, wherever
+
+FAULTS = [
+    refuse(500), refuse(403), throttled(5), missing(), reset_before(), reset_after(), lost(502), slow(0.05),
+    drip(64, 0.001), cut(20), cut(20, told=False), cut(20, reset=True), unsized(), html(), bomb(10_000_000),
+    redirect("http://127.0.0.1:1/"), redirect("http://169.254.169.254/latest/meta-data/"),
+]  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("step", ["submit", "poll", "content"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_whatever_goes_wrong_a_video_ends_is_paid_when_delivered_and_ordered_once(place, step, times):
+    made, spent = 0, 0
+    await place.app.db.write(v.grant, user_id=place.user_id, credits=900, trans_type="SYSTEM_ADJUST",
+                             source_ref="more", note="", expires_at=None, now=place.app.now())  # fmt: skip
+    for fault in FAULTS:
+        before = place.upstream.paid
+        place.upstream.faults.clear()
+        place.upstream.next(step, *[fault] * times)
+        await place.order()
+        video = await place.until_it_ends()
+        assert video["status"] in ("COMPLETED", "FAILED"), fault
+        assert place.upstream.paid - before <= 1, fault
+        made += video["status"] == "COMPLETED"
+        spent += video["creditsUsed"] if video["status"] == "COMPLETED" else 0
+        assert await place.credits() == (1000 - spent, 0, spent), fault
+    assert made >= 4
 
 
 # --- a retry
