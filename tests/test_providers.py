@@ -648,6 +648,27 @@ async def test_a_callback_makes_us_look_at_once_and_nothing_else(place):
 
 
 @calling
+async def test_a_callback_may_come_before_the_answer_to_the_order(place):
+    def at_once(job):
+        job.state = "succeeded"
+
+    place.upstream.on_job = at_once
+    provider, statuses = place.app.providers["there"], []
+    taken = provider.submit
+
+    async def submit(job):
+        ref = await taken(job)
+        answers = [await call_back(place, callback) for callback in place.upstream.outbox * 2]
+        statuses.extend(answer.status_code for answer in answers)
+        return ref
+
+    provider.submit = submit
+    await place.order()
+    await place.ends("COMPLETED")
+    assert statuses == [200, 200] and place.upstream.count("submit") == 1
+
+
+@calling
 async def test_a_callback_that_is_forged_is_refused(place):
     place.upstream.timeline = []
     await place.order()
