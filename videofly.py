@@ -581,6 +581,7 @@ class Template(Strict, frozen=True, kw_only=True):
             asked = {*re.findall(r"\{\+?(\w+)\}", call.path + call.image_path), *placeholders(call.body)}
             if unknown := sorted(asked - known):
                 raise ValueError(f"{call.path} names {unknown[0]}, which nothing gives")
+            list(placeholders(call.query))  # whose names may be an answer's
         if not (self.status or self.results):
             raise ValueError("without status, results must say where the result is")
         if not (self.results or self.content):
@@ -790,10 +791,15 @@ def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Itera
     return fresh and any(check(headers, body, key) for key in keys)
 
 
+HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
+
+
 def placeholders(tree: Any) -> Iterator[str]:
-    """The names of what a body asks for."""
+    """The names of what a body asks for.  Raises ValueError where that is said in a way nobody knows."""
     match tree:
-        case {"$": name}:
+        case {"$": str(name), **how}:
+            if how.keys() - HOW or how.get("as", "str") not in ("str", "int", "float"):
+                raise ValueError(f"{name!r} is asked for with {how}, which is no way to shape it")
             yield name
         case dict() | list():
             for part in tree.values() if isinstance(tree, dict) else tree:
@@ -833,6 +839,10 @@ class Upstream(Strict, frozen=True):
     image_model: str = ""  # instead, when there is an image
     body: dict[str, Any] = {}  # what it wants beside what the template puts into submit's body
     image_body: dict[str, Any] = {}  # instead, when there is an image
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(placeholders([self.body, self.image_body])) - set(VALUES)):
+            raise ValueError(f"nothing gives {unknown[0]!r}")
 
 
 class Model(Strict, frozen=True):
@@ -898,7 +908,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: there is no table
         raise Refused(f"{path}: {error}") from None
     for key, reason in catalogue_faults(catalogue, providers):
         raise Refused(f"{path}: {key}: {reason}.")
@@ -962,9 +972,6 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
-        bodies = [[upstream.body, upstream.image_body] for upstream in model.upstream.values()]
-        for unknown in set(placeholders(bodies)) - set(VALUES):
-            yield f"models[{n}].upstream", f"nothing gives {unknown!r}"
         numbers = (model.price.base, model.price.per_second, *model.qualities.values())
         if not all(number.is_finite() and 0 <= number <= 1_000_000 for number in numbers):
             yield f"models[{n}].price", "its numbers must be 0 to 1000000"
@@ -1798,7 +1805,7 @@ def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None,
 
 def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     """The video is stored, under its stored_keys: say so and spend its credits, or neither; the second time
-    changes nothing.  False: it was cancelled meanwhile, and nobody wants what is stored."""
+    changes nothing.  False: the video has changed since the job was read, and this is not wanted any more."""
     if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :storage_key AND deleted_at IS NULL",
              id=job.id, **stored):  # fmt: skip
         return True
@@ -3088,10 +3095,10 @@ async def step(app: App, job: Job) -> None:
 
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
-    breaker = app.breakers[job.provider]
-    if job.submitted_at is not None and not provider.repeatable:
+    breaker, sent = app.breakers[job.provider], job.submitted_at is not None
+    if sent and not provider.repeatable:
         return
-    if not breaker.admits(app.now()):
+    if not sent and not breaker.admits(app.now()):  # what was sent may be taken: it goes to nobody else
         away = SubmitRefused("The provider has failed several times.", again=True, after_ms=BREAK)
         await ask_next(app, job, away)
         return
@@ -3189,7 +3196,10 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
     """After its end: look out for a result that comes late; remove the files of what failed or was deleted,
     also those that a step which was cut off has left without a word in the database."""
     if job.ref and not job.original_url and not job.deleted_at and app.now() < job.deadline_at + LATE_LIFE:
-        await follow(app, provider, job, LATE_PAUSE)
+        try:
+            await follow(app, provider, job, LATE_PAUSE)
+        except httpx.HTTPError:  # not even that is in a hurry
+            await app.write(step_video, job=job, due_at=app.now() + LATE_PAUSE)
         return
     for attempt in range(1, job.attempt + 1 if job.original_url else 1):
         for key in stored_keys(job.id, attempt).values():
@@ -3198,7 +3208,7 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
 
 
 async def check_original(app: App, job: Job) -> None:
-    """Ask for a small part of a failed video's result, or for where it is now.  Raises OriginalExpired."""
+    """Ask for a small part of a failed video's result.  Raises OriginalExpired."""
     provider = app.providers.get(job.provider, Provider())
     if job.status != "FAILED" or job.ref is None or job.original_url is None:
         return

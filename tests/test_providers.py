@@ -3,6 +3,7 @@ no more than one job is ever paid for one order."""
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import tomllib
@@ -156,17 +157,24 @@ async def place(request, tmp_path):
             (tmp_path / f"{name}.json").write_text(json.dumps(workflow))
         extra = f'secrets_url = "{upstream.url}/.well-known/jwks.json"' if like == "fal" else ""
         text = CATALOG.format(like=like, url=base, model=MODELS.get(like, "a-model"), body=body, extra=extra)
-        (tmp_path / "catalog.toml").write_text(text)
-        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"),
-                              public_url="http://us.test")
-        environ = {"THERE_KEY": upstream.key, "REPLICATE_WEBHOOK_SECRET": upstream.secret,
-                   "KIE_WEBHOOK_SECRET": upstream.kie_secret}
-        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
-            ada = await person(app, "ada@example.com", credits=100)
-            async with client_of(app, **ada.headers) as client:
-                place = Place(upstream, app, client)
-                place.user_id = ada.id
-                yield place
+        async with placed(tmp_path, upstream, text) as place:
+            yield place
+
+
+@contextlib.asynccontextmanager
+async def placed(folder, upstream, text, credits=100):
+    """A Place with that catalogue."""
+    (folder / "catalog.toml").write_text(text)
+    settings = v.Settings(data=str(folder / "data"), catalog=str(folder / "catalog.toml"),
+                          public_url="http://us.test")  # fmt: skip
+    environ = {"THERE_KEY": upstream.key, "REPLICATE_WEBHOOK_SECRET": upstream.secret,
+               "KIE_WEBHOOK_SECRET": upstream.kie_secret}  # fmt: skip
+    async with v.open_app(settings, clock=upstream.clock, work=False, environ=environ) as app:
+        ada = await person(app, "ada@example.com", credits=credits)
+        async with client_of(app, **ada.headers) as client:
+            place = Place(upstream, app, client)
+            place.user_id = ada.id
+            yield place
 
 
 def path_of(like):
@@ -245,6 +253,25 @@ async def test_who_takes_our_id_is_asked_for_an_order_whose_answer_was_lost(plac
     await place.order()
     await place.ends("COMPLETED")
     assert place.upstream.count("submit") == 1
+
+
+async def test_a_lost_order_goes_to_nobody_else_however_often_its_provider_fails(tmp_path):
+    clock = Clock()
+    with Upstream("comfyui", clock=clock) as first, Upstream("openai", clock=clock) as other:
+        other.dialect, other.key = "vllm", first.key
+        (tmp_path / "text.json").write_text(json.dumps(TEXT))
+        text = CATALOG.format(like="comfyui", url=first.url, model="m", body=WITH_TEXT, extra="")
+        text = text.replace('["there"]', '["there", "other"]')
+        text += f'[[providers]]\nname = "other"\nlike = "openai"\nbase_url = "{other.url}/v1"\n'
+        text += 'key = "THERE_KEY"\n'
+        async with placed(tmp_path, first, text) as place:
+            first.next("submit", reset_after())  # taken; then it is away for longer than the breaker waits
+            first.always("poll", refuse(500, {}))
+            await place.order()
+            await work(place.app, for_s=100)
+            first.always("poll", None)
+            await place.ends("COMPLETED")
+            assert (first.paid, other.paid) == (1, 0)
 
 
 @comfyui
@@ -364,29 +391,23 @@ async def test_a_provider_that_fails_again_and_again_gets_no_orders_for_a_while(
         text = text.replace('["there"]', '["there", "good"]')
         text += '[[providers]]\nname = "good"\nlike = "openai"\nkey = "THERE_KEY"\n'
         text += f'base_url = "{good.url}/v1"\n'
-        (tmp_path / "catalog.toml").write_text(text)
-        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
-        environ = {"THERE_KEY": bad.key}
-        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
-            ada = await person(app, "ada@example.com", credits=1000)
-            async with client_of(app, **ada.headers) as client:
-                place = Place(good, app, client)
+        async with placed(tmp_path, good, text, credits=1000) as place:
 
-                async def order_ten():
-                    for _ in range(10):
-                        await place.order()
-                        assert (await place.until_it_ends())["status"] == "COMPLETED"
+            async def order_ten():
+                for _ in range(10):
+                    await place.order()
+                    assert (await place.until_it_ends())["status"] == "COMPLETED"
 
-                monkeypatch.setattr(v, "BREAK", 2 * v.HOUR)
-                await order_ten()
-                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX, 10)
-                clock.pass_s(7201)
-                await order_ten()
-                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 1, 20)
-                clock.pass_s(7201)
-                bad.always("submit", None)
-                await order_ten()
-                assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 11, 20)
+            monkeypatch.setattr(v, "BREAK", 2 * v.HOUR)
+            await order_ten()
+            assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX, 10)
+            clock.pass_s(7201)
+            await order_ten()
+            assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 1, 20)
+            clock.pass_s(7201)
+            bad.always("submit", None)
+            await order_ten()
+            assert (bad.count("submit"), good.count("submit")) == (v.FAILURES_MAX + 11, 20)
 
 
 @pytest.mark.parametrize("place", ["kie"], indirect=True)
@@ -417,28 +438,22 @@ async def test_the_next_provider_is_asked_where_one_refuses_or_is_away(tmp_path)
             text += f'[[providers]]\nname = "{name}"\nlike = "{like}"\nkey = "THERE_KEY"\n'
             text += f'base_url = "{upstream.url}{path}"\n'
             upstream.key = away.key
-        (tmp_path / "catalog.toml").write_text(text)
-        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
-        environ = {"THERE_KEY": away.key}
-        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
-            ada = await person(app, "ada@example.com", credits=100)
-            async with client_of(app, **ada.headers) as client:
-                place = Place(good, app, client)
-                await place.order()
-                await place.ends("COMPLETED")
-                receipt = (await client.get(f"/api/v1/video/{place.id}/receipt")).json()["data"]
-                jobs = receipt["providerJobs"]
-                jobs = [(job["provider"], bool(job["takenAt"]), job["error"]) for job in jobs]
-                assert [job[:2] for job in jobs] == [("there", False), ("picky", False), ("good", True)]
-                assert "no foxes" in jobs[1][2] and jobs[2][2] is None
-                assert picky.count("submit") == 1
+        async with placed(tmp_path, good, text) as place:
+            await place.order()
+            await place.ends("COMPLETED")
+            receipt = (await place.client.get(f"/api/v1/video/{place.id}/receipt")).json()["data"]
+            jobs = receipt["providerJobs"]
+            jobs = [(job["provider"], bool(job["takenAt"]), job["error"]) for job in jobs]
+            assert [job[:2] for job in jobs] == [("there", False), ("picky", False), ("good", True)]
+            assert "no foxes" in jobs[1][2] and jobs[2][2] is None
+            assert picky.count("submit") == 1
 
-                good.always("submit", refuse(400, {"error": {"message": "nor here"}}))
-                await place.order()
-                away.start()
-                away.always("submit", refuse(422, {"detail": "nor I"}))
-                assert (await place.until_it_ends())["error"]["code"] == "E5001"
-                assert await place.credits() == (90, 0, 10)
+            good.always("submit", refuse(400, {"error": {"message": "nor here"}}))
+            await place.order()
+            away.start()
+            away.always("submit", refuse(422, {"detail": "nor I"}))
+            assert (await place.until_it_ends())["error"]["code"] == "E5001"
+            assert await place.credits() == (90, 0, 10)
 
 
 # --- while it is made
@@ -552,17 +567,11 @@ async def test_a_model_may_give_its_providers_less_time(tmp_path):
         upstream.dialect, upstream.timeline = "vllm", []
         text = CATALOG.format(like="openai", url=upstream.url + "/v1", model="m", body="{}", extra="")
         text = text.replace('modes = ', 'minutes = 2\nmodes = ')
-        (tmp_path / "catalog.toml").write_text(text)
-        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
-        environ = {"THERE_KEY": upstream.key}
-        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
-            ada = await person(app, "ada@example.com", credits=100)
-            async with client_of(app, **ada.headers) as client:
-                place = Place(upstream, app, client)
-                await place.order()
-                began = clock()
-                await place.ends("FAILED", "E5001")
-                assert 120 <= clock() - began < 200
+        async with placed(tmp_path, upstream, text) as place:
+            await place.order()
+            began = clock()
+            await place.ends("FAILED", "E5001")
+            assert 120 <= clock() - began < 200
 
 
 @pytest.mark.parametrize("place", ["openrouter"], indirect=True)
@@ -839,15 +848,9 @@ async def test_a_host_inside_is_called_only_where_the_operator_named_it(tmp_path
         inside = other.url.replace("127.0.0.1", "localhost")
         upstream.always("content", redirect(f"{inside}/a.mp4"))
         text = CATALOG.format(like="replicate", url=upstream.url + "/v1", model="a/b", body="{}", extra=named)
-        (tmp_path / "catalog.toml").write_text(text)
-        settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
-        environ = {"THERE_KEY": upstream.key}
-        async with v.open_app(settings, clock=clock, work=False, environ=environ) as app:
-            ada = await person(app, "ada@example.com", credits=100)
-            async with client_of(app, **ada.headers) as client:
-                place = Place(upstream, app, client)
-                await place.order()
-                assert (await place.until_it_ends())["status"] == end
+        async with placed(tmp_path, upstream, text) as place:
+            await place.order()
+            assert (await place.until_it_ends())["status"] == end
 
 
 @pytest.mark.parametrize("place", ["fal", "replicate", "runway"], indirect=True)
@@ -1045,6 +1048,9 @@ def test_a_key_may_come_from_a_file_but_not_from_both(tmp_path):
     ('like = "openai"', "base_url"), ('like = "nobody"', "no template 'nobody'"),
     ('like = "fal"\nstatus = [{ path = "/{secret}" }]', "names secret"),
     ('like = "fal"\nsubmit.body.x = { "$" = "promt" }', "names promt"),
+    ('like = "fal"\nsubmit.body.x = { "$" = "prompt", suffx = "s" }', "no way to shape"),
+    ('like = "fal"\nsubmit.query.x = { "$" = "seconds", as = "integer" }', "no way to shape"),
+    ('like = ["fal"]', "list"), ('like = "fal"\nsubmit.body.x = { "$file" = "none.json" }', "none.json"),
     ('like = "fal"\nresults = []', "says where the result is"), ('like = "fal"\nkey = "lower"', "key"),
     ('like = "fal"\nbase_url = "ftp://x"', "base_url"), ('like = "fal"\nname = "local"', "there twice"),
     ('like = "fal"\ncolour = "red"', "colour"), ('like = "fal"\nbase_url = "https://a:b/"', "base_url"),

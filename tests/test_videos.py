@@ -123,6 +123,19 @@ async def test_a_result_that_comes_late_is_noted_and_never_charged(client, app, 
     assert await credits(client) == (90, 0, 10)
 
 
+async def test_who_is_away_is_asked_for_a_late_result_as_seldom(client, app, ada, clock, provider):
+    provider.script = ["ref"] + [v.Snapshot("running", 30)] * 3
+    await order(client)
+    await work(app, for_s=0)
+    clock.pass_s(3700)
+    await work(app, for_s=0)
+    provider.script, looks = [httpx.ReadTimeout("away")] * 999, provider.count("fetch")
+    for _ in range(120):
+        await work(app, for_s=0)
+        clock.pass_s(60)
+    assert 8 < provider.count("fetch") - looks < 14
+
+
 async def test_after_a_day_nobody_looks_for_a_late_result_any_more(client, app, ada, clock, provider):
     provider.script = ["ref"] + [v.Snapshot("running", 30)] * 1000
     await order(client)
