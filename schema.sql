@@ -9,7 +9,7 @@
 -- videofly.py; a test holds the two equal.
 
 PRAGMA application_id = 0x56464C59;                     -- 'VFLY', for file(1)
-PRAGMA user_version   = 1;
+PRAGMA user_version   = 2;
 
 ---------------------------------------------------------------------------------------- people --
 
@@ -19,14 +19,17 @@ CREATE TABLE users (
     email          TEXT    NOT NULL COLLATE NOCASE UNIQUE CHECK (email LIKE '%_@_%' AND length(email) <= 254),
     password_hash  TEXT,                                -- argon2id
     is_admin       INTEGER NOT NULL DEFAULT 0 CHECK (is_admin IN (0, 1)),
-    plan           TEXT,                                -- a plan's id while its subscription runs
-    debt           INTEGER NOT NULL DEFAULT 0 CHECK (debt >= 0),    -- credits owed after a refund found too little
     created_at     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX users_admins ON users (created_at) WHERE is_admin = 1;
 
-CREATE VIEW accounts AS SELECT *, password_hash IS NOT NULL AS has_password FROM users;
+-- With what payments say of somebody: the plan that runs, and whether a card holder has disputed one.
+CREATE VIEW accounts AS
+    SELECT *, password_hash IS NOT NULL AS has_password,
+           (SELECT plan FROM subscriptions WHERE user_id = users.id AND is_running ORDER BY occurred_at DESC LIMIT 1) AS plan,
+           EXISTS (SELECT 1 FROM payment_events WHERE user_id = users.id AND type = 'dispute.created') AS is_disputed
+    FROM users;
 
 -- One signed-in browser.  Made anew at every sign-in; deleted at sign-out, at a password change and past its date.
 CREATE TABLE sessions (
@@ -100,6 +103,7 @@ CREATE TABLE credit_packages (
     expired          INTEGER NOT NULL DEFAULT 0 CHECK (expired   >= 0),
     refunded         INTEGER NOT NULL DEFAULT 0 CHECK (refunded  >= 0),
     created_at       INTEGER NOT NULL,
+    entitlement      TEXT,                              -- what a payment bought with it, see there
     expires_at       INTEGER,                           -- its date; NULL: never
     spendable_until_at  INTEGER,                        -- its date, or a day after credits came back to it too late
     CONSTRAINT conservation CHECK (remaining + frozen + used + expired + refunded IN (0, initial)),
@@ -109,6 +113,7 @@ CREATE TABLE credit_packages (
 -- A payment may be announced many times, and grants once.
 CREATE UNIQUE INDEX credit_packages_once  ON credit_packages (trans_type, source_ref);
 CREATE INDEX credit_packages_by_user      ON credit_packages (user_id, id);
+CREATE INDEX credit_packages_bought       ON credit_packages (entitlement, initial) WHERE entitlement IS NOT NULL;
 CREATE INDEX credit_packages_to_expire    ON credit_packages (spendable_until_at) WHERE remaining > 0 AND frozen = 0;
 
 -- What is frozen for one attempt at one video.  Ends once: settled (it was made, the credits are spent)
@@ -163,6 +168,7 @@ CREATE TABLE credit_transactions (
 
 CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id);
 CREATE INDEX credit_transactions_by_package  ON credit_transactions (package_id);
+CREATE INDEX credit_transactions_refunds     ON credit_transactions (user_id, credits) WHERE kind = 'refund';
 CREATE INDEX credit_transactions_by_hold     ON credit_transactions (hold_id, kind, id) WHERE hold_id IS NOT NULL;
 
 -- The journal as people understand it.  A hold is one line, from however many packages it drew; its settling
@@ -339,6 +345,128 @@ CREATE TABLE idempotency_keys (
 
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 
+-------------------------------------------------------------------------------------- payments --
+
+-- Somebody was sent to pay.  Written before they go, because it says best who they are when they have paid.
+CREATE TABLE checkouts (
+    id           TEXT    NOT NULL PRIMARY KEY CHECK (id GLOB 'chk_*'),  -- Creem's request_id
+    user_id      TEXT    NOT NULL REFERENCES users(id),
+    product      TEXT    NOT NULL,                      -- the catalogue's id
+    units        INTEGER NOT NULL CHECK (units > 0),
+    checkout_id  TEXT    UNIQUE,                        -- Creem's
+    url          TEXT,                                  -- where one pays
+    created_at   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX checkouts_by_user ON checkouts (user_id);
+
+-- What Creem told, each once, as it came; and the facts in it, as far as it says them.  Events are never counted
+-- on to come once, in order, or at all: what they mean together is said by the views below, and the ledger
+-- follows those.  Bodies may be forgotten in time, facts never: they keep a payment from being granted twice.
+CREATE TABLE payment_events (
+    id               INTEGER NOT NULL PRIMARY KEY,
+    delivery_key     TEXT    NOT NULL UNIQUE,           -- Creem's id of the event, else a digest of the body
+    body             TEXT,
+    received_at      INTEGER NOT NULL,
+    type             TEXT    NOT NULL,                  -- in Creem's own words, aliases resolved
+    mode             TEXT,                              -- prod; else nothing of it is real
+    occurred_at      INTEGER NOT NULL,
+    standing         TEXT,                              -- of the subscription, from then on
+    payment          TEXT,                              -- which payment it speaks of: 'tran:…', 'order:…', …
+    is_sale          INTEGER NOT NULL CHECK (is_sale IN (0, 1)),    -- that something was paid for
+    request_id       TEXT,
+    checkout_id      TEXT,
+    order_id         TEXT,
+    transaction_id   TEXT,
+    subscription_id  TEXT,
+    customer_id      TEXT,
+    reference        TEXT,                              -- who bought it, as we told Creem when we sent them to pay
+    product_id       TEXT,                              -- Creem's
+    units            INTEGER NOT NULL CHECK (units > 0),
+    period_start_at  INTEGER,
+    period_end_at    INTEGER,
+    currency         TEXT,
+    price            INTEGER CHECK (price >= 0),        -- cents, as the next three; what the product costs
+    paid             INTEGER CHECK (paid >= 0),         -- with tax
+    back             INTEGER CHECK (back >= 0),         -- by this refund
+    back_total       INTEGER CHECK (back_total >= 0),   -- by now
+    refund_id        TEXT,
+    -- What we made of it:
+    user_id          TEXT             REFERENCES users(id),
+    product          TEXT,                              -- the catalogue's id
+    credits          INTEGER CHECK (credits > 0),       -- of a sale: what the product gave when it was heard of
+    promised         INTEGER CHECK (promised > 0),      -- of a plan's change, where its credits come at once
+    entitlement      TEXT,                              -- what a sale is for: the payment, or a subscription's period
+    state            TEXT    NOT NULL DEFAULT 'attention' CHECK (state IN ('applied', 'attention', 'ignored')),
+    effect           TEXT    NOT NULL DEFAULT '',
+    CHECK (credits IS NULL OR (is_sale AND payment IS NOT NULL AND user_id IS NOT NULL AND entitlement IS NOT NULL))
+) STRICT;
+
+CREATE UNIQUE INDEX payment_events_refunds_once    ON payment_events (refund_id) WHERE back IS NOT NULL;
+CREATE INDEX payment_events_by_payment       ON payment_events (payment) WHERE payment IS NOT NULL;
+CREATE INDEX payment_events_by_transaction   ON payment_events (transaction_id) WHERE transaction_id IS NOT NULL;
+CREATE INDEX payment_events_by_subscription  ON payment_events (subscription_id, standing, occurred_at) WHERE subscription_id IS NOT NULL;
+CREATE INDEX payment_events_by_customer      ON payment_events (customer_id) WHERE customer_id IS NOT NULL;
+CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitlement, payment);
+CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
+
+-- Whose an event may be, the best first.  A subscription and a payment stay whose they were; what is new belongs to
+-- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
+CREATE VIEW payment_owners AS
+    SELECT e.id AS event_id, 1 AS rank, o.user_id FROM payment_events e JOIN payment_events o USING (subscription_id)
+        WHERE o.user_id IS NOT NULL
+    UNION ALL SELECT e.id, 2, o.user_id FROM payment_events e JOIN payment_events o USING (payment)
+        WHERE o.user_id IS NOT NULL
+    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.id = e.request_id
+    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.checkout_id = e.checkout_id
+    UNION ALL SELECT e.id, 4, u.id FROM payment_events e JOIN users u ON u.id = e.reference
+    UNION ALL SELECT e.id, 5, o.user_id FROM payment_events e JOIN payment_events o USING (customer_id)
+        WHERE o.user_id IS NOT NULL AND e.is_sale;
+
+-- Each payment, from all that was told of it, and what is left of its credits after what was paid back: rounded
+-- half up, and each refund counted once, whether it is told by itself or in a total.
+CREATE VIEW payments AS
+    SELECT *, credits - iif(paid > 0, (2 * credits * min(back, paid) + paid) / (2 * paid), 0) AS credits_left
+    FROM (SELECT user_id, entitlement, payment, max(product) AS product, max(subscription_id) AS subscription_id,
+                 max(credits) AS credits, max(promised) AS promised, max(currency) AS currency,
+                 coalesce(max(paid), max(price)) AS paid,
+                 max(coalesce(max(back_total), 0), coalesce(sum(back), 0)) AS back, min(occurred_at) AS occurred_at
+          FROM payment_events WHERE entitlement IS NOT NULL GROUP BY user_id, entitlement, payment);
+
+-- Credits that were granted for money which was paid back.  They are taken from what the user has, now or when
+-- there is something; what could not be taken yet is a debt.
+CREATE TABLE credit_clawbacks (
+    id           INTEGER NOT NULL PRIMARY KEY,
+    user_id      TEXT    NOT NULL REFERENCES users(id),
+    entitlement  TEXT    NOT NULL,
+    event_id     INTEGER NOT NULL REFERENCES payment_events(id),   -- that told of it
+    credits      INTEGER NOT NULL CHECK (credits > 0),
+    created_at   INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX credit_clawbacks_by_user         ON credit_clawbacks (user_id, credits);
+CREATE INDEX credit_clawbacks_by_entitlement  ON credit_clawbacks (entitlement, credits);
+CREATE INDEX credit_clawbacks_by_event        ON credit_clawbacks (event_id);
+
+CREATE VIEW debts AS
+    SELECT user_id, min(created_at) AS since_at,
+           sum(credits) - (SELECT coalesce(sum(credits), 0) FROM credit_transactions
+                           WHERE user_id = c.user_id AND kind = 'refund') AS credits
+    FROM credit_clawbacks c GROUP BY user_id HAVING credits > 0;
+
+-- How each subscription stands: as its latest event says, whenever that came; an end is final.  It runs while
+-- the running period has not been paid back altogether.
+CREATE VIEW subscriptions AS
+    SELECT subscription_id AS id, user_id, product AS plan, standing AS status, customer_id, period_start_at, period_end_at,
+           occurred_at, mode,
+           standing IN ('active', 'trialing', 'scheduled_cancel', 'past_due')
+           AND coalesce((SELECT sum(initial) FROM credit_packages WHERE entitlement = e.subscription_id || ':' || e.period_start_at)
+                        > (SELECT total(credits) FROM credit_clawbacks
+                           WHERE entitlement = e.subscription_id || ':' || e.period_start_at), TRUE) AS is_running
+    FROM payment_events e
+    WHERE id = (SELECT id FROM payment_events WHERE subscription_id = e.subscription_id AND standing IS NOT NULL
+                ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, id DESC LIMIT 1);
+
 ---------------------------------------------------------------------------------------- events --
 
 -- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it
@@ -400,4 +528,15 @@ CREATE VIEW discrepancies AS
     UNION ALL
     SELECT 'video', v.id, v.user_id FROM videos v
     WHERE coalesce((SELECT state FROM credit_holds WHERE video_id = v.id AND attempt = v.attempt), 'none')
-       <> CASE v.status WHEN 'COMPLETED' THEN 'settled' WHEN 'FAILED' THEN 'released' ELSE 'frozen' END;
+       <> CASE v.status WHEN 'COMPLETED' THEN 'settled' WHEN 'FAILED' THEN 'released' ELSE 'frozen' END
+    UNION ALL
+    -- Of an order its credits; of a subscription's period those of the highest plan that was paid for in it, and what a
+    -- change to a higher one promised on top; less what was paid back.
+    SELECT 'payment', p.entitlement, p.user_id FROM payments p GROUP BY p.user_id, p.entitlement
+    HAVING coalesce(max(p.credits_left), 0)
+           + iif(max(p.credits_left) > 0, max(coalesce(max(p.promised), 0) - max(p.credits), 0), 0)
+        <> (SELECT total(initial) FROM credit_packages WHERE entitlement = p.entitlement)
+         - (SELECT total(credits) FROM credit_clawbacks WHERE entitlement = p.entitlement)
+    UNION ALL
+    SELECT 'refund', t.user_id, t.user_id FROM credit_transactions t WHERE t.kind = 'refund' GROUP BY t.user_id
+    HAVING sum(t.credits) > (SELECT total(credits) FROM credit_clawbacks WHERE user_id = t.user_id);

@@ -11,19 +11,21 @@ the network: they are functions of a connection and of what they are told, and a
      3  Database        one writer that commits in groups, readers, migrations
      4  Templates       how an outside API is spoken, as data                    (pure)
      5  Catalogue       what is on sale, and what it costs                      (pure)
-     6  Ledger          grant, freeze, settle, release, expire, deduct, audit   (pure)
+     6  Ledger          grant, freeze, settle, release, expire, take back, audit (pure)
      7  Accounts        people, sessions, API keys, invitations                 (pure)
-     8  Videos          the life of one video, in transactions                  (pure)
-     9  Media           is this a picture, is that a video, what does it show
-    10  Preview         a moving picture computed from a prompt
-    11  Storage         a folder, or a bucket
-    12  Outside         requests to addresses that others gave us
-    13  Providers       who makes videos
-    14  App             the one object that holds the running parts
-    15  Work            what is done while nobody asks
-    16  Start           everything opened in order, and closed in reverse
-    17  HTTP            what the world sees
-    18  Command line
+     8  Payments        what Creem told, and what follows from it for credits    (pure)
+     9  Videos          the life of one video, in transactions                  (pure)
+    10  Media           is this a picture, is that a video, what does it show
+    11  Preview         a moving picture computed from a prompt
+    12  Storage         a folder, or a bucket
+    13  Outside         requests to addresses that others gave us
+    14  Providers       who makes videos
+    15  App             the one object that holds the running parts
+    16  Billing         calls to Creem, and a sandbox in its place
+    17  Work            what is done while nobody asks
+    18  Start           everything opened in order, and closed in reverse
+    19  HTTP            what the world sees
+    20  Command line
 """
 
 import asyncio
@@ -111,7 +113,8 @@ T = TypeVar("T")
 # One line a setting.  Its variable is VIDEOFLY_<NAME>, except where operators know another name already.
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
 
-SERVER, EMAIL = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$"
+SERVER, EMAIL, CREEM_KEY = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$", r"^(creem_\S+)?$"
+UpgradePolicy = Literal["next_cycle", "immediate"]
 TOGETHER = (("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
             ("VIDEOFLY_ADMIN_EMAIL", "VIDEOFLY_ADMIN_PASSWORD"))  # all of them, or none
 
@@ -122,7 +125,8 @@ def _(description: str, **limits: Any) -> msgspec.Meta:
 
 def variable(field: str) -> str:
     """The environment variable of a field of Settings; what has a name elsewhere keeps it."""
-    return field.upper() if field.startswith(("s3_", "video_")) else f"VIDEOFLY_{field.upper()}"
+    known = field.startswith(("s3_", "video_", "creem_", "upgrade_"))
+    return field.upper() if known else f"VIDEOFLY_{field.upper()}"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
@@ -130,6 +134,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
 
     # fmt: off
     data: Annotated[str, _("folder for everything that is kept")] = "data"
+    env: Annotated[Literal["test", "production"], _("production: only real money counts")] = "test"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _("port to listen on", ge=1, le=65535)] = 8000
     public_url: Annotated[str, _("https://host that people use; empty: as requests say", pattern=SERVER)] = ""
@@ -141,6 +146,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     link_minutes: Annotated[int, _("life of a link to a file, minutes", ge=1, le=10080)] = 60
     video_max_concurrent: Annotated[int, _("unfinished videos a user may have", ge=1, le=100_000)] = 3
     video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
+    creem_api_key: Annotated[str, _("Creem's API key; empty: payments are acted out", pattern=CREEM_KEY)] = ""
+    creem_webhook_secret: Annotated[str, _("what Creem signs its webhooks with")] = ""
+    creem_moderation: Annotated[Literal["on", "off"], _("real payments: Creem judges each prompt")] = "on"
+    upgrade_policy: Annotated[UpgradePolicy, _("when a higher plan's credits come")] = "next_cycle"
     s3_endpoint: Annotated[str, _("S3 server, https://host; empty: the data folder", pattern=SERVER)] = ""
     s3_bucket: Annotated[str, _("bucket for videos and images")] = ""
     s3_access_key: Annotated[str, _("access key")] = ""
@@ -170,6 +179,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
             raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
+    key, production = settings.creem_api_key, settings.env == "production"
+    if key and key.startswith("creem_test_") is production:
+        raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
 
 
@@ -190,7 +202,7 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
 # 2  Errors
 # ---------------------------------------------------------------------------
 # A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
-# that is raised is a bug and answers E5004 with the id under which it was logged.
+# that is raised is a bug and answers E5007 with the id under which it was logged.
 
 
 class Problem(Exception):
@@ -233,12 +245,18 @@ class Cancelled(Problem, n=409, code="E4024"):            """The video was cance
 class AlreadyFinished(Problem, n=409, code="E4025"):      """The video is finished."""
 class Moderated(Problem, n=422, code="E4026"):            """The provider refuses to make that."""
 class StillRunning(Problem, n=409, code="E4027"):         """The video is being made; cancel it first."""
+class ProductNotFound(Problem, n=400, code="E4028"):      """There is no such product on sale."""
+class SubscribersOnly(Problem, n=403, code="E4029"):      """That is for subscribers only."""
+class NoSubscription(Problem, n=409, code="E4030"):       """You have nothing that this can be done with."""
+class CardDeclined(Problem, n=402, code="E4031"):         """The card was declined."""
 class ProviderFailed(Problem, n=502, code="E5001"):       """The provider could not make the video."""
 class StorageFailed(Problem, n=500, code="E5002"):        """The video could not be stored."""
 class CallbackFailed(Problem, n=500, code="E5003"):       """The callback could not be processed."""
-class Bug(Problem, n=500, code="E5004"):                  """Something went wrong on our side."""
+class PaymentsFailed(Problem, n=502, code="E5004"):       """The payment provider did not do that."""
 class DiskFull(Problem, n=507, code="E5005"):             """The disk is full; nothing was changed."""
 class Busy(Problem, n=503, code="E5006"):                 """Too much to do at the moment; try again."""
+class Bug(Problem, n=500, code="E5007"):                  """Something went wrong on our side."""
+class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not set up here."""
 # fmt: on
 
 
@@ -272,7 +290,6 @@ WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
                     PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;"""
 
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
-MIGRATIONS: list[str] = []  # MIGRATIONS[n] takes a file from version n + 1 to n + 2
 
 
 class Thread(aiosqlite.Connection):
@@ -395,19 +412,57 @@ def connect(path: Path | str, *, read_only: bool = False) -> Db:
 
 
 def migrate(db: Db, path: Path | None = None) -> None:
-    """Bring a file to the newest version, after a copy of it was taken beside it."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    newest = len(MIGRATIONS) + 1
-    if version > newest:
-        raise Refused(f"The database is version {version}; this program knows up to {newest}.")
-    if version == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {(FILES / 'schema.sql').read_text()} COMMIT;")
-    elif version < newest and path:
-        copy = path.with_name(f"{path.name}.before-{newest}")
-        copy.unlink(missing_ok=True)
-        db.execute("VACUUM INTO ?", [str(copy)])
-    for n in range(version or newest, newest):
-        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[n - 1]}; PRAGMA user_version = {n + 1}; COMMIT;")
+    """Bring a file to the shape that schema.sql has, after a copy of it was taken beside it."""
+    schema = (FILES / "schema.sql").read_text()
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(schema)
+        version, newest = (value(each, "PRAGMA user_version") for each in (db, model))
+        if version > newest:
+            raise Refused(f"The database is version {version}; this program knows up to {newest}.")
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
+        elif version < newest:
+            if path:
+                copy = path.with_name(f"{path.name}.before-{newest}")
+                copy.unlink(missing_ok=True)
+                db.execute("VACUUM INTO ?", [str(copy)])
+            reshape(db, model, newest)
+
+
+def reshape(db: Db, model: Db, version: int) -> None:
+    """Make every table, index, trigger and view what it is in the model.  Rows stay: columns of the same name
+    are copied, new ones hold their default, and what the model does not have is gone."""
+    has, wants = ({name: (type, sql) for type, name, sql in each.execute(
+        "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*'")}
+        for each in (db, model))  # fmt: skip
+    old = [name for name, (type, sql) in has.items() if type == "table" and wants.get(name) != (type, sql)]
+    # Within the transaction they mean nothing; without the second, renaming would change who refers to whom.
+    db.executescript("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;")
+    with db:  # commits at its end, or rolls back
+        db.execute("BEGIN IMMEDIATE")
+        counted = db.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
+        for name, (type, _) in has.items():
+            if type in ("view", "trigger"):
+                db.execute(f"DROP {type} {name}")
+        for name in old:
+            db.execute(f"ALTER TABLE {name} RENAME TO old_{name}")
+            if name in wants:
+                db.execute(wants[name][1])
+                kept = ", ".join({*columns(db, name)} & {*columns(db, f"old_{name}")})
+                db.execute(f"INSERT INTO {name} ({kept}) SELECT {kept} FROM old_{name}")  # noqa: S608
+            db.execute(f"DROP TABLE old_{name}")
+        there = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+        for sql in (sql for name, (_, sql) in wants.items() if name not in there):
+            db.execute(sql)
+        db.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", counted)
+        if orphans := db.execute("PRAGMA foreign_key_check").fetchall():
+            raise Refused(f"The database cannot be brought up to date: {orphans[0][0]} refers to what is gone.")
+        db.execute(f"PRAGMA user_version = {version}")
+    db.executescript("PRAGMA foreign_keys = ON; PRAGMA legacy_alter_table = OFF;")
+
+
+def columns(db: Db, table: str) -> list[str]:
+    return [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
 
 
 @functools.cache
@@ -866,6 +921,7 @@ class Product(Strict, frozen=True, kw_only=True):
     cents: Annotated[int, msgspec.Meta(ge=1)]
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
     credits: Credits
+    creem_id: str = ""  # what Creem calls it, if that is not its id
 
 
 class Pack(Product, frozen=True):
@@ -897,6 +953,11 @@ class Catalogue(Strict, frozen=True):
             offered = [model.id for model in self.models if model.enabled]
             raise ModelNotFound(f"There is no model {id!r}. On offer: {', '.join(offered)}.", offered=offered)
         return found
+
+    def product(self, id: str | None) -> Pack | Plan | None:
+        """What has that id, here or at Creem."""
+        on_sale: list[Pack | Plan] = [*self.packs, *self.plans]
+        return next((one for one in on_sale if id and id in (one.id, one.creem_id)), None)
 
 
 def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
@@ -964,11 +1025,13 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
         providers = providers | {template.name}
     if catalogue.version:
         yield "version", "it is computed, not set"
+    seen = set[str]()
     for kind in ("models", "packs", "plans"):
-        ids = [thing.id for thing in getattr(catalogue, kind)]
-        for n, id in enumerate(ids):
-            if id in ids[:n]:
-                yield f"{kind}[{n}].id", f"{id!r} is there twice"
+        for n, thing in enumerate(getattr(catalogue, kind)):
+            for id in {thing.id, getattr(thing, "creem_id", "") or thing.id}:
+                if id in seen:
+                    yield f"{kind}[{n}].id", f"{id!r} is there twice"
+                seen.add(id)
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
@@ -1112,23 +1175,28 @@ class Draw(Output, frozen=True):
 
 
 def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
-          expires_at: int | None, now: int) -> bool:  # fmt: skip
-    """Give credits, once per source.  False: they were given before."""
+          expires_at: int | None, now: int, entitlement: str | None = None) -> bool:  # fmt: skip
+    """Give credits, once per source, and take what is owed.  False: they were given before."""
     package_id = insert(db, "credit_packages", "ON CONFLICT (trans_type, source_ref) DO NOTHING",
                         user_id=user_id, trans_type=trans_type, source_ref=source_ref, initial=credits,
-                        created_at=now, expires_at=expires_at, spendable_until_at=expires_at)  # fmt: skip
+                        entitlement=entitlement, created_at=now, expires_at=expires_at,
+                        spendable_until_at=expires_at)  # fmt: skip
     if package_id:
         record(db, "grant", trans_type, user_id, package_id, credits, now, note=note)
+        refund_deduct(db, user_id=user_id, now=now)
     return bool(package_id)
 
 
-def spendable(db: Db, *, user_id: str, now: int) -> list[Draw]:
+SOONEST_FIRST = "spendable_until_at IS NULL, spendable_until_at, id"
+NEWEST_FIRST = "entitlement IS :first DESC, id DESC"
+
+
+def spendable(db: Db, *, user_id: str, now: int, order: str = SOONEST_FIRST, first: str = "") -> list[Draw]:
     """The packages that can be drawn from, in the order in which they are."""
     return many(db, Draw, f"""
         SELECT id AS package_id, remaining AS credits, expires_at FROM credit_packages
-        WHERE user_id = :user_id AND remaining > 0 AND {SPENDABLE}
-        ORDER BY spendable_until_at IS NULL, spendable_until_at, id
-    """, user_id=user_id, now=now)  # noqa: S608
+        WHERE user_id = :user_id AND remaining > 0 AND {SPENDABLE} ORDER BY {order}
+    """, user_id=user_id, now=now, first=first)  # noqa: S608
 
 
 def draw(packages: list[Draw], credits: int) -> list[Draw]:
@@ -1145,7 +1213,7 @@ def draw(packages: list[Draw], credits: int) -> list[Draw]:
 
 
 def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str | None, credits: int,
-           catalog_version: str, now: int) -> None:  # fmt: skip
+           catalog_version: str, now: int, note: str = "") -> None:  # fmt: skip
     """Set credits aside for one attempt at a video, from the packages that end first."""
     draws = draw(spendable(db, user_id=user_id, now=now), credits)
     left = value(db, "SELECT credits_left FROM limited_keys WHERE id = :id", id=api_key_id)
@@ -1155,7 +1223,8 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
     hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
                      credits=credits, catalog_version=catalog_version, created_at=now)  # fmt: skip
     for part in draws:
-        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, now, hold_id=hold_id)
+        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, now, hold_id=hold_id,
+               note=note)  # fmt: skip
 
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
@@ -1187,6 +1256,8 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
                     until=now + GRACE, id=package_id)  # fmt: skip
     for hold_id, user_id, package_id, credits, *_ in parts:
         record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
+    if parts and state == "released":
+        refund_deduct(db, user_id=parts[0][1], now=now)
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
                         " AND state = 'frozen'", state=state, now=now, id=video_id))  # fmt: skip
 
@@ -1206,6 +1277,17 @@ def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
         record(db, "deduct", "SYSTEM_ADJUST", user_id, part.package_id, part.credits, now, note=note)
+
+
+def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[int, int]:
+    """Take what the user owes since payments were paid back: from what such a payment bought (first), then
+    from the newest.  (deducted, shortfall): what there is too little for stays a debt."""
+    owed: int = value(db, "SELECT credits FROM debts WHERE user_id = :user_id", user_id=user_id) or 0
+    packages = spendable(db, user_id=user_id, now=now, order=NEWEST_FIRST, first=first) if owed else []
+    deducted = min(owed, sum(package.credits for package in packages))
+    for part in draw(packages, deducted):
+        record(db, "refund", "REFUND", user_id, part.package_id, part.credits, now, note="Payment refunded")
+    return deducted, owed - deducted
 
 
 def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
@@ -1241,11 +1323,12 @@ class Balance(Output, frozen=True):
 def balance(db: Db, *, user_id: str, now: int) -> Balance:
     return many(db, Balance, f"""
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
-               coalesce(sum(frozen), 0) AS frozen_credits, u.debt, u.plan,
+               coalesce(sum(frozen), 0) AS frozen_credits, u.plan,
+               coalesce((SELECT credits FROM debts WHERE user_id = :user_id), 0) AS debt,
                coalesce(sum(remaining) FILTER (WHERE {SPENDABLE}), 0) AS available_credits,
                coalesce(sum(remaining) FILTER (WHERE spendable_until_at > :now
                                                AND spendable_until_at <= :soon), 0) AS expiring_soon
-        FROM users u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
+        FROM accounts u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
     """, user_id=user_id, now=now, soon=now + 7 * DAY)[0]  # noqa: S608
 
 
@@ -1370,6 +1453,7 @@ class User(Output, frozen=True):
     is_admin: bool
     has_password: bool
     plan: str | None
+    is_disputed: bool  # a card holder has disputed a payment of theirs
     created_at: datetime
 
 
@@ -1561,7 +1645,324 @@ def forget_old(db: Db, *, now: int) -> None:
 
 
 # ---------------------------------------------------------------------------
-# 8  Videos
+# 8  Payments
+# ---------------------------------------------------------------------------
+# What Creem tells is kept as it came, once, with the facts in it beside.  Nothing is done because of an
+# event: after each, the ledger is brought to where all of them together say that it should be.  So disorder,
+# repetition, other names for the same, and a refund before its payment need no cases of their own.
+
+ALIASES = {
+    "payment.completed": "checkout.completed", "subscription.created": "subscription.active",
+    "subscription.updated": "subscription.update", "subscription.cancelled": "subscription.canceled",
+    "subscription.renewed": "subscription.paid", "refund.completed": "refund.created"}  # fmt: skip
+STANDINGS = {"subscription.paid": "active"} | {f"subscription.{word}": word for word in (
+    "active", "trialing", "canceled", "scheduled_cancel", "past_due", "unpaid", "expired", "paused")}
+KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "subscription"}
+UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
+UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
+RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
+ALL_OF_IT = 10**12  # cents
+REAL = {None, "prod", "production", "live"}  # modes
+
+# Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing
+# (https://docs.creem.io/code/webhooks).
+TEXTS = {
+    "mode": "mode transaction.mode order.mode", "request_id": "checkout.request_id",
+    "checkout_id": "checkout.id checkout", "currency": "transaction.currency order.currency product.currency",
+    "order_id": "order.id order transaction.order checkout.order.id checkout.order",
+    "transaction_id": "transaction.id transaction order.transaction",
+    "subscription_id": "subscription.id subscription transaction.subscription order.subscription",
+    "customer_id": "customer.id customer subscription.customer order.customer transaction.customer",
+    "product_id": "product.id product subscription.product order.product transaction.product",
+    "reference": " ".join(f"{part}metadata.{name}" for name in ("referenceId", "user_id", "userId")
+                          for part in ("", "subscription.", "checkout.", "order."))}  # fmt: skip
+MOMENTS = {"period_start_at": "transaction.period_start subscription.current_period_start_date",
+           "period_end_at": "transaction.period_end subscription.current_period_end_date"}  # fmt: skip
+
+
+class PaymentEvent(msgspec.Struct, frozen=True):
+    """What was told, and what we made of it so far."""
+
+    id: int
+    type: str
+    mode: str | None
+    payment: str | None
+    is_sale: bool
+    subscription_id: str | None
+    product_id: str | None
+    units: int
+    period_start_at: int | None
+    period_end_at: int | None
+    refund_id: str | None
+    user_id: str | None
+    product: str | None
+    credits: int | None
+    promised: int | None
+    entitlement: str | None
+
+
+class Shop(msgspec.Struct, frozen=True):
+    """What the operator decided about selling."""
+
+    catalogue: Catalogue
+    policy: UpgradePolicy
+    only_real: bool  # payments of test mode count for nothing
+
+
+class Puzzle(Exception):
+    """Nobody knows what follows from an event; the text tells the operator why."""
+
+
+def text_in(facts: Any, paths: str) -> str | None:
+    """The first id or word at one of the paths."""
+    hits = (str(hit) for hit in find_all(facts, paths.split())
+            if isinstance(hit, str) or (type(hit) is int and 0 <= hit < 2**62))  # fmt: skip
+    return next((hit for hit in hits if len(hit) <= 200 and hit.isprintable()), None)
+
+
+def whole_in(facts: Any, paths: str) -> int | None:
+    """The first amount, from 0 to ALL_OF_IT, also where it is written as text."""
+    for hit in find_all(facts, paths.split()):
+        if isinstance(hit, str) and re.fullmatch(r"[0-9]{1,15}", hit):
+            return min(int(hit), ALL_OF_IT)
+        if type(hit) in (int, float) and 0 <= hit < math.inf and hit == int(hit):
+            return min(int(hit), ALL_OF_IT)
+    return None
+
+
+def moment_in(facts: Any, paths: str) -> int | None:
+    """The first time, milliseconds: Creem has them as numbers and as ISO 8601."""
+    for hit in find_all(facts, paths.split()):
+        with contextlib.suppress(ValueError, OverflowError, OSError, TypeError):
+            read = datetime.fromisoformat(hit) if isinstance(hit, str) else moment(hit)
+            return round((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp() * SECOND)
+    return None
+
+
+def read_event(body: bytes, *, now: int) -> dict[str, Any]:
+    """The facts in what Creem sent, as a row.  Raises Invalid where it is no event."""
+    envelope = loads(body)
+    said = text_in(envelope, "eventType type")
+    entity = next((part for part in find_all(envelope, ("object", "data")) if isinstance(part, dict)), None)
+    if said is None or entity is None:
+        raise Invalid("That is no event of Creem's: it does not say its type, or what it is about.")
+    type, id = ALIASES.get(said, said), text_in(entity, "id")
+    kind = KINDS_OF_ID.get((id or "").partition("_")[0], type.partition(".")[0])
+    facts = {**entity, kind: entity}
+    if type == "subscription.paid":  # in others it is the one before
+        facts["transaction"] = find(entity, ["last_transaction_id", "last_transaction"])
+    standing = text_in(facts, "status") if type == "subscription.update" else STANDINGS.get(type)
+    row: dict[str, Any] = {column: text_in(facts, paths) for column, paths in TEXTS.items()}
+    row |= {column: moment_in(facts, paths) for column, paths in MOMENTS.items()}
+    row |= {
+        "delivery_key": text_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
+        "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
+        "standing": "canceled" if standing == "cancelled" else standing,
+        "units": whole_in(facts, "units checkout.units") or 1, "price": whole_in(facts, "product.price"),
+        "paid": paid_in(facts), **refund_in(type, facts), "refund_id": id if kind in REFUNDS else None,
+        "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
+    return row | {"payment": next(iter(names_of(row)), None)}
+
+
+REFUNDS = ("refund", "dispute")
+
+
+def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
+    """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
+    said = {text_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
+    kinds = {text_in(facts, path) for path in ("order.type", "product.billing_type", "transaction.type")}
+    once = subscription is None and not kinds & {"recurring", "invoice"}
+    paid = type == RECORDED or (type == "checkout.completed" and once)
+    return type == "subscription.paid" or (paid and not said & UNPAID)
+
+
+def paid_in(facts: Any) -> int | None:
+    """What was paid, cents, with tax: refunds are told with tax too."""
+    known = whole_in(facts, "transaction.amount_paid order.amount_paid checkout.order.amount_paid")
+    for part in ("order", "transaction") if known is None else ():
+        if (amount := whole_in(facts, f"{part}.amount")) is not None:
+            return amount + (whole_in(facts, f"{part}.tax_amount") or 0)
+    return known
+
+
+def refund_in(type: str, facts: Any) -> dict[str, int | None]:
+    """What was paid back, cents: by this refund, and of the payment by now; a dispute is as good as lost."""
+    back = total = None
+    if type == RECORDED or (type.startswith(REFUNDS) and text_in(facts, "status") not in UNREFUNDED):
+        back = whole_in(facts, "refund.refund_amount refund.amount")
+        gone = text_in(facts, "transaction.status") in ("refunded", "chargedBack", "chargeback")
+        told = (whole_in(facts, "transaction.refunded_amount"), whole_in(facts, "dispute.amount"))
+        total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
+    return {"back": back, "back_total": total}
+
+
+def names_of(row: Mapping[str, Any]) -> list[str]:
+    """By which its payment is known, the best first.  A change of a subscription speaks of no payment."""
+    if row["type"].startswith("subscription.") and not row["is_sale"]:
+        return []
+    known = {"order": row["order_id"], "checkout": row["checkout_id"], "tran": row["transaction_id"]}
+    if subscription := row["subscription_id"]:
+        dated = row["period_start_at"] if row["is_sale"] or row["back"] else None
+        known = {"tran": row["transaction_id"], "period": dated and f"{subscription}:{dated}"}
+    names = [f"{kind}:{id}" for kind, id in known.items() if id]
+    return names or ([f"event:{row['delivery_key']}"] if row["is_sale"] else [])
+
+
+def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) -> None:
+    """Keep what Creem told, and let the ledger follow; the second time changes nothing."""
+    known = value(db, """
+        SELECT payment FROM payment_events WHERE payment IN (SELECT value FROM json_each(:names))
+        OR (transaction_id = :transaction_id AND payment IS NOT NULL) ORDER BY id LIMIT 1
+    """, names=as_json(names_of(row)), transaction_id=row["transaction_id"])
+    counted = value(db, REFUND_COUNTED, refund_id=row["refund_id"])
+    ours = {"payment": row["payment"] and (known or row["payment"]), "back": None if counted else row["back"]}
+    id = insert(db, "payment_events", "ON CONFLICT (delivery_key) DO NOTHING",
+                **row | ours, body=body, received_at=now)  # fmt: skip
+    if id is not None:
+        apply_event(db, id=id, shop=shop, now=now)
+
+
+REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
+
+
+def apply_event(db: Db, *, id: int, shop: Shop, now: int) -> str:
+    """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
+    became clear by it may solve what others of the same purchase left open."""
+    state, event = "applied", find_event(db, id=id)
+    try:
+        if shop.only_real and event.mode not in REAL:
+            state, effect = "ignored", f"It is of the mode {event.mode}, so nothing of it is real."
+        else:
+            event = understand(db, event, shop)
+            effect = follow_payments(db, event, shop, now=now)
+    except Puzzle as puzzle:
+        state, effect = "attention", str(puzzle)
+    run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
+        state=state, effect=effect, id=id)  # fmt: skip
+    for (other,) in db.execute("""
+        SELECT id FROM payment_events
+        WHERE state = 'attention' AND (payment = ? OR subscription_id = ?) LIMIT 100
+    """, [event.payment, event.subscription_id]).fetchall() if state == "applied" else ():  # fmt: skip
+        apply_event(db, id=other, shop=shop, now=now)
+    return effect
+
+
+def find_event(db: Db, *, id: int) -> PaymentEvent:
+    if (event := one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)) is None:
+        raise NotFound("There is no such event.")
+    return event
+
+
+def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
+    """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
+    owner = "SELECT user_id FROM payment_owners WHERE event_id = :id ORDER BY rank LIMIT 1"
+    user_id = event.user_id or value(db, owner, id=event.id)
+    product = shop.catalogue.product(event.product or event.product_id)
+    entitlement, credits, promised = event.entitlement, event.credits, event.promised
+    if event.is_sale and credits is None:
+        entitlement, credits = sold(db, event, product, user_id)
+    elif event.type.startswith(REFUNDS):
+        entitlement = refunded(db, event)
+    elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
+        entitlement = f"{event.subscription_id}:{event.period_start_at}"
+        promised = promised or product.credits
+    run(db, """
+        UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
+                                  credits = :credits, promised = :promised WHERE id = :id
+    """, user_id=user_id, product=event.product if event.credits else product and product.id,
+        entitlement=user_id and entitlement, credits=credits, promised=promised, id=event.id)
+    run(db, """
+        UPDATE payment_events SET user_id = coalesce(user_id, :user_id),
+                                  entitlement = iif(payment = :payment, :entitlement, entitlement)
+        WHERE payment = :payment AND :entitlement IS NOT NULL
+           OR subscription_id = :subscription_id AND user_id IS NULL
+    """, user_id=user_id, entitlement=user_id and entitlement, payment=event.payment,
+        subscription_id=event.subscription_id)
+    return find_event(db, id=event.id)
+
+
+SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
+
+
+def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
+    """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
+    if user_id is None:
+        raise Puzzle("Nobody is known who has paid this.")
+    if known := db.execute(SALE, [event.payment]).fetchone():
+        return cast(tuple[str, int], known)
+    if product is None:
+        raise Puzzle(f"Product {event.product_id} is not in the catalogue.")
+    if isinstance(product, Plan) != (event.subscription_id is not None):
+        raise Puzzle(f"{product.id} was not sold as what it is: a {type(product).__name__.lower()}.")
+    if isinstance(product, Plan):
+        return f"{event.subscription_id}:{event.period_start_at or event.payment}", product.credits
+    if (credits := product.credits * event.units) > 1_000_000_000:
+        raise Puzzle(f"{event.units} units are more than can be right.")
+    return str(event.payment), credits
+
+
+def refunded(db: Db, event: PaymentEvent) -> str:
+    """What the payment counted for that was paid back.  Raises Puzzle."""
+    amount = "SELECT 1 FROM payment_events WHERE id = :id AND (back > 0 OR back_total > 0)"
+    if not (value(db, amount, id=event.id) or value(db, REFUND_COUNTED, refund_id=event.refund_id)):
+        raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
+    if (sale := db.execute(SALE, [event.payment]).fetchone()) is None:
+        raise Puzzle("The payment is not known that was paid back.")
+    return str(sale[0])
+
+
+class Payment(msgspec.Struct, frozen=True):
+    """A payment, from all that was told of it."""
+
+    credits: int | None
+    credits_left: int | None  # after what was paid back
+    promised: int | None
+
+
+def due(payments: list[Payment]) -> int:
+    """The credits that an order or a subscription's period gives: what is left of the highest plan that was
+    paid for in it, and, while anything is, what a change to a higher one promised on top."""
+    left, best, promised = (max((getattr(each, name) or 0 for each in payments), default=0)
+                            for name in ("credits_left", "credits", "promised"))  # fmt: skip
+    return left + max(promised - best, 0) if left else 0
+
+
+def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
+    """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
+    if not (event.entitlement and event.user_id):
+        return "Noted."
+    mine = {"user_id": event.user_id, "entitlement": event.entitlement}
+    payments = "FROM payments WHERE user_id = :user_id AND entitlement = :entitlement"
+    paid_for = due(many(db, Payment, payments, **mine))
+    had, clawbacks = db.execute("""
+        SELECT (SELECT coalesce(sum(initial), 0) FROM credit_packages WHERE entitlement = :entitlement)
+               - coalesce(sum(credits), 0), count(*) FROM credit_clawbacks WHERE entitlement = :entitlement
+    """, mine).fetchone()  # fmt: skip
+    if paid_for > had:
+        ref = event.payment or f"change:{event.entitlement}:{event.product}"
+        granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
+                        source_ref=f"{ref}#{clawbacks}" if clawbacks else ref, note=event.product or "",
+                        credits=paid_for - had, expires_at=end_of(event, shop, now), now=now)  # fmt: skip
+        assert granted, "what was granted counts as had"
+        return f"{paid_for - had} credits granted."
+    if paid_for < had:
+        insert(db, "credit_clawbacks", **mine, event_id=event.id, credits=had - paid_for, created_at=now)
+        deducted, owed = refund_deduct(db, user_id=event.user_id, first=event.entitlement, now=now)
+        return f"{had - paid_for} credits to be taken back: {deducted} were there, {owed} are owed."
+    return "Everything was as it should be."
+
+
+def end_of(event: PaymentEvent, shop: Shop, now: int) -> int:
+    """When credits that were bought end: a plan's with its period, if we hear of it in time."""
+    rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
+    if event.subscription_id and (event.period_end_at or 0) > now:
+        return cast(int, event.period_end_at)
+    yearly = isinstance(product, Plan) and product.interval == "year"
+    return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
+
+
+# ---------------------------------------------------------------------------
+# 9  Videos
 # ---------------------------------------------------------------------------
 # The life of one video, each step a transaction that may be repeated:
 #
@@ -2009,7 +2410,7 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
 
 
 # ---------------------------------------------------------------------------
-# 9  Media
+# 10  Media
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
 
@@ -2109,7 +2510,7 @@ def write_poster(path: Path, target: Path) -> None:
 
 
 # ---------------------------------------------------------------------------
-# 10  Preview
+# 11  Preview
 # ---------------------------------------------------------------------------
 # A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
 # in the picture and in the file that no AI made it.
@@ -2216,7 +2617,7 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
 
 
 # ---------------------------------------------------------------------------
-# 11  Storage
+# 12  Storage
 # ---------------------------------------------------------------------------
 # Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
 
@@ -2339,7 +2740,7 @@ Storage = FolderStorage | BucketStorage
 
 
 # ---------------------------------------------------------------------------
-# 12  Outside
+# 13  Outside
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  No call is
@@ -2484,7 +2885,7 @@ async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
 
 
 # ---------------------------------------------------------------------------
-# 13  Providers
+# 14  Providers
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
 
@@ -2862,7 +3263,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------
-# 14  App
+# 15  App
 # ---------------------------------------------------------------------------
 
 
@@ -3013,7 +3414,7 @@ async def prepare_administrator(app: App) -> None:
 
 
 # ---------------------------------------------------------------------------
-# 15  Work
+# 17  Work
 # ---------------------------------------------------------------------------
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
@@ -3256,7 +3657,7 @@ async def working(app: App) -> AsyncIterator[None]:
 
 
 # ---------------------------------------------------------------------------
-# 16  Start
+# 18  Start
 # ---------------------------------------------------------------------------
 
 
@@ -3292,7 +3693,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
 
 
 # ---------------------------------------------------------------------------
-# 17  HTTP
+# 19  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, whose parameters say
 # what is asked for; the others are handlers: they parse, call one function, and answer.  Where signed_in or
@@ -4126,7 +4527,7 @@ def http(app: App) -> Litestar:
 
 
 # ---------------------------------------------------------------------------
-# 18  Command line
+# 20  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.

@@ -271,7 +271,7 @@ async def test_a_database_from_the_future_is_refused(path):
     async with v.Database.open(path):
         pass
     file_with(path, "PRAGMA user_version = 99")
-    assert "version 99; this program knows up to 1" in await refusal(path)
+    assert "version 99; this program knows up to 2" in await refusal(path)
 
 
 @pytest.mark.parametrize("version", [0, 1, 99])
@@ -292,32 +292,63 @@ async def test_a_file_that_cannot_be_opened_is_refused(path):
     assert str(path) in await refusal(path)
 
 
-async def test_an_old_database_is_migrated_after_a_copy_was_taken(path, monkeypatch):
-    async with v.Database.open(path) as db:
-        await db.write(add, id="usr_a")
-    steps = ["ALTER TABLE users ADD COLUMN nick TEXT", "UPDATE users SET nick = 'Ada'"]
-    monkeypatch.setattr(v, "MIGRATIONS", steps)
-    for _ in range(2):
-        async with v.Database.open(path) as db:
-            assert await db.read(lambda c: v.value(c, "SELECT nick FROM users")) == "Ada"
-            assert await db.read(lambda c: v.value(c, "PRAGMA user_version")) == 3
-    copy = sqlite3.connect(path.with_name("test.db.before-3"))
-    assert v.value(copy, "PRAGMA user_version") == 1
-    assert ids(copy) == {"usr_a"}
-    copy.close()
+OLD = sorted((v.HERE / "tests" / "schemas").glob("*.sql"), key=lambda file: int(file.stem))
 
 
-async def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
+def shape(db):
+    """Everything that the database is, but for the rows."""
+    return db.execute("SELECT type, name, sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'"
+                      " ORDER BY type, name").fetchall()
+
+
+def old_file(path, schema):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(schema.read_text())
+        return db.execute("SELECT id, hash FROM credit_transactions").fetchall()
+
+
+@pytest.mark.parametrize("schema", OLD, ids=lambda file: file.stem)
+async def test_each_older_database_becomes_what_a_new_one_is_and_loses_nothing(path, tmp_path, schema):
+    journal = old_file(path, schema)
+    async with v.Database.open(tmp_path / "new.db") as new, v.Database.open(path) as db:
+        assert await db.read(shape) == await new.read(shape)
+        newest = await new.read(lambda c: v.value(c, "PRAGMA user_version"))
+        assert await db.read(lambda c: v.value(c, "PRAGMA user_version")) == newest
+        assert await db.read(lambda c: c.execute("SELECT id, hash FROM credit_transactions").fetchall()) == journal
+        assert (await db.read(v.audit)).faults == []
+        with pytest.raises(sqlite3.IntegrityError):  # the laws hold again
+            await db.write(lambda c: c.execute("UPDATE sessions SET user_id = 'nobody'"))
+    with contextlib.closing(sqlite3.connect(path.with_name(f"test.db.before-{newest}"))) as copy:
+        assert v.value(copy, "PRAGMA user_version") == int(schema.stem)
+        assert copy.execute("SELECT id, hash FROM credit_transactions").fetchall() == journal
+
+
+async def test_there_is_an_older_database_for_each_version_but_the_newest(path):
     async with v.Database.open(path) as db:
-        await db.write(add, id="usr_a")
-    with monkeypatch.context() as broken:
-        broken.setattr(v, "MIGRATIONS", ["ALTER TABLE users ADD COLUMN nick TEXT; UPDATE nowhere SET x = 1"])
-        with pytest.raises(sqlite3.OperationalError):
-            async with v.Database.open(path):
-                pass
+        newest = await db.read(lambda c: v.value(c, "PRAGMA user_version"))
+    assert [int(file.stem) for file in OLD] == [*range(1, newest)]
+
+
+async def test_an_events_number_is_never_used_again_after_a_migration(path):
+    old_file(path, OLD[0])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        last = v.value(db, "SELECT max(id) FROM events")
+        db.executescript("DELETE FROM events; ALTER TABLE events RENAME COLUMN type TO kind")
     async with v.Database.open(path) as db:
-        assert await db.read(lambda c: v.value(c, "PRAGMA user_version")) == 1
-        assert await db.read(ids) == {"usr_a"}
+        user = await db.read(lambda c: v.value(c, "SELECT id FROM users"))
+        added = "INSERT INTO events (user_id, type, data, created_at) VALUES (:id, 'video.pending', '{}', 0)"
+        await db.write(v.run, sql=added, id=user)
+        assert await db.read(v.last_event) == last + 1
+
+
+async def test_a_migration_that_fails_changes_nothing(path):
+    old_file(path, OLD[0])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("UPDATE sessions SET user_id = 'nobody'")
+        before = shape(db)
+    assert "refers to what is gone" in await refusal(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert (shape(db), v.value(db, "PRAGMA user_version")) == (before, 1)
 
 
 async def test_a_new_database_is_made_whole_and_needs_no_copy(path):

@@ -40,11 +40,26 @@ def fill(db):
     key_id = v.add_key(db, user_id=user.id, wish=wish, new_key=new_key, now=1_000).key.id
     v.add_upload(db, user_id=user.id, key="uploads/a.png", media_type="image/png", size_bytes=1, now=1_000)
     v.admit(db, user_id=user.id, session_digest=v.digest("session"), now=1_000)
+    pay(db, user.id)
     for id in (RUNNING, MADE, FAILED):
         request(db, id, user.id, key_id)
     finish(db, MADE, v.complete, stored=STORED)
     finish(db, FAILED, v.fail, problem=v.ProviderFailed())
     return user.id
+
+
+def pay(db, user_id):
+    """A pack of 30 credits, which is bought and paid back; 10 of it twice over, under two names."""
+    v.insert(db, "checkouts", id="chk_1", user_id=user_id, product="pack", units=1, created_at=1_000)
+    pack = v.Pack(id="pack", name="Pack", cents=100, currency="USD", credits=30, open_to="all")
+    shop = v.Shop(v.Catalogue(credits=RULES, models=[], packs=[pack]), "next_cycle", False)
+    order = {"id": "ord_1", "type": "onetime", "amount_paid": 300, "product": "pack"}
+    sale = {"id": "ch_1", "request_id": "chk_1", "order": order, "status": "completed"}
+    back = {"status": "succeeded", "order": order, "refund_amount": 100}
+    for n, (type, entity) in enumerate((("checkout.completed", sale), ("refund.created", back | {"id": "ref_1"}),
+                                        ("refund.created", back | {"id": "ref_2", "refund_amount": 200}))):
+        body = v.as_json({"id": f"evt_{n}", "eventType": type, "object": entity})
+        v.hear_event(db, body=body, row=v.read_event(body.encode(), now=1_000), shop=shop, now=1_000)
 
 
 def request(db, id, user_id, key_id=None):
@@ -94,7 +109,8 @@ def test_every_foreign_key_is_indexed(db):
 
 
 def test_the_file_says_whose_it_is_and_how_new(db):
-    assert db.execute("PRAGMA user_version").fetchone() == (len(v.MIGRATIONS) + 1,)
+    newest = max(int(file.stem) for file in (v.HERE / "tests" / "schemas").glob("*.sql")) + 1
+    assert db.execute("PRAGMA user_version").fetchone() == (newest,)
     assert db.execute("PRAGMA application_id").fetchone()[0].to_bytes(4) == b"VFLY"
 
 
@@ -108,7 +124,7 @@ def test_the_books_of_an_ordinary_day_are_right(books):
     assert v.audit(books).faults == []
     assert books.execute("PRAGMA foreign_key_check").fetchall() == []
     counters = "SELECT sum(initial), sum(remaining), sum(frozen), sum(used) FROM credit_packages"
-    assert books.execute(counters).fetchone() == (110, 70, 20, 20)
+    assert books.execute(counters).fetchone() == (140, 70, 20, 20)
 
 
 def a_day(db, user_id):
@@ -146,7 +162,8 @@ def test_nothing_that_is_asked_all_day_scans_a_table(db):
     for sql in asked:
         plan = [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + sql)]
         newest = sql.rstrip().endswith("FROM credit_transactions ORDER BY id DESC LIMIT 1")  # reads one row
-        scans = [line for line in plan if line.startswith("SCAN") and "SCAN json_each" not in line]
+        small = {"json_each", *(line.split()[1] for line in plan if line.startswith("CO-ROUTINE"))}
+        scans = [line for line in plan if line.startswith("SCAN") and line.split()[1] not in small]
         assert newest or scans == [], (sql, plan)
 
 
@@ -264,7 +281,10 @@ def change_hold(state, sets):
     (user("b", "b@example.com"), "id GLOB"),
     (user("usr_b", "b@example.com", "'soon'"), "cannot store TEXT"),
     ("UPDATE users SET is_admin = 2", "is_admin IN"),
-    ("UPDATE users SET debt = -1", "debt >= 0"),
+    ("UPDATE payment_events SET credits = 0", "credits > 0"), ("UPDATE payment_events SET back = -1", "back >= 0"),
+    ("UPDATE payment_events SET credits = 9, user_id = NULL", "credits IS NULL OR"),
+    ("UPDATE payment_events SET refund_id = 'ref_1', back = 1", "refund_id"),
+    ("UPDATE credit_clawbacks SET credits = 0", "credits > 0"), ("UPDATE checkouts SET units = 0", "units > 0"),
     ("DELETE FROM users", "FOREIGN KEY"),
     ("UPDATE sessions SET expires_at = created_at", "expires_at > created_at"),
     ("UPDATE sessions SET digest = 'in the clear'", "length(digest) = 64"),
