@@ -243,6 +243,7 @@ CREATE TABLE videos (
     seed             INTEGER NOT NULL,
     images           TEXT    NOT NULL CHECK (json_valid(images)),   -- keys of uploads
     credits          INTEGER NOT NULL CHECK (credits > 0),          -- its price
+    moderation_id    TEXT,                              -- of Creem's verdict on the prompt; the freeze notes it too
     status           TEXT    NOT NULL DEFAULT 'PENDING'
                      CHECK (status IN ('PENDING', 'GENERATING', 'UPLOADING', 'COMPLETED', 'FAILED')),
     attempt          INTEGER NOT NULL DEFAULT 1 CHECK (attempt > 0),
@@ -427,10 +428,11 @@ CREATE VIEW payment_owners AS
 -- half up, and each refund counted once, whether it is told by itself or in a total.
 CREATE VIEW payments AS
     SELECT *, credits - iif(paid > 0, (2 * credits * min(back, paid) + paid) / (2 * paid), 0) AS credits_left
-    FROM (SELECT user_id, entitlement, payment, max(product) AS product, max(subscription_id) AS subscription_id,
+    FROM (SELECT min(id) AS id, user_id, entitlement, payment, max(product) AS product, max(subscription_id) AS subscription_id,
                  max(credits) AS credits, max(promised) AS promised, max(currency) AS currency,
                  coalesce(max(paid), max(price)) AS paid,
-                 max(coalesce(max(back_total), 0), coalesce(sum(back), 0)) AS back, min(occurred_at) AS occurred_at
+                 max(coalesce(max(back_total), 0), coalesce(sum(back), 0)) AS back, min(occurred_at) AS bought_at,
+                 max(order_id) AS order_id, max(transaction_id) AS transaction_id, max(customer_id) AS customer_id
           FROM payment_events WHERE entitlement IS NOT NULL GROUP BY user_id, entitlement, payment);
 
 -- Credits that were granted for money which was paid back.  They are taken from what the user has, now or when
@@ -498,6 +500,34 @@ WHEN NEW.kind IN ('grant', 'expire', 'deduct', 'refund') BEGIN
     VALUES (NEW.user_id, 'credits.' || rtrim(NEW.kind, 'e') || 'ed',        -- granted, expired, deducted, refunded
             json_object('credits', NEW.credits, 'transType', NEW.trans_type), NEW.created_at);
 END;
+
+--------------------------------------------------------------------------------------- reports --
+
+-- What operators ask: GET /api/v1/admin/reports/NAME, newest first by the first column, as JSON or CSV.
+
+CREATE VIEW report_inbox AS         -- what Creem told, and what followed; state = 'attention' wants somebody to decide
+    SELECT e.id, e.delivery_key AS eventId, e.type, e.mode, e.state, e.effect, u.email, e.payment,
+           e.subscription_id AS subscriptionId, e.product_id AS productId, e.product, e.credits, e.paid, e.back,
+           e.received_at AS receivedAt, e.occurred_at AS occurredAt, e.body
+    FROM payment_events e LEFT JOIN users u ON u.id = e.user_id;
+
+CREATE VIEW report_orders AS        -- payments; cents
+    SELECT p.id, p.payment, u.email, p.product, p.subscription_id AS subscriptionId, p.credits, p.credits_left AS creditsLeft,
+           p.paid, p.back, p.currency, p.bought_at AS boughtAt
+    FROM payments p JOIN users u ON u.id = p.user_id WHERE p.credits IS NOT NULL;
+
+CREATE VIEW report_subscriptions AS
+    SELECT s.id, u.email, s.plan, s.status, s.is_running AS isRunning, s.customer_id AS customerId,
+           s.period_start_at AS periodStartAt, s.period_end_at AS periodEndAt, s.occurred_at AS occurredAt
+    FROM subscriptions s LEFT JOIN users u ON u.id = s.user_id;
+
+CREATE VIEW report_debts AS
+    SELECT d.user_id AS userId, u.email, d.credits, d.since_at AS sinceAt FROM debts d JOIN users u ON u.id = d.user_id;
+
+CREATE VIEW report_provider_jobs AS -- orders to providers; state = 'unknown' was sent, and no answer came
+    SELECT id, video_id AS videoUuid, provider, provider_id AS providerId, state, cost, began_at AS beganAt,
+           taken_at AS takenAt, ended_at AS endedAt, error
+    FROM shown_provider_jobs;
 
 --------------------------------------------------------------------------------------- auditor --
 

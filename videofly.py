@@ -20,8 +20,8 @@ the network: they are functions of a connection and of what they are told, and a
     12  Storage         a folder, or a bucket
     13  Outside         requests to addresses that others gave us
     14  Providers       who makes videos
-    15  App             the one object that holds the running parts
-    16  Billing         calls to Creem, and a sandbox in its place
+    15  Billing         calls to Creem, and a sandbox in its place
+    16  App             the one object that holds the running parts
     17  Work            what is done while nobody asks
     18  Start           everything opened in order, and closed in reverse
     19  HTTP            what the world sees
@@ -32,6 +32,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import csv
 import errno
 import fcntl
 import functools
@@ -67,7 +68,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import aiosqlite
 import argon2
@@ -545,8 +546,22 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     rows = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
     if len(rows) <= limit:  # the extra one only tells that there is more
         return rows, None
-    last = msgspec.structs.astuple(cast(Any, rows[limit - 1]))[0]
+    last = next(iter(msgspec.to_builtins(rows[limit - 1]).values()))
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
+
+
+def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int) -> tuple[list[Any], str | None]:
+    """A page of a view whose name begins with report_.  Raises NotFound, Invalid."""
+    view = f"report_{name.replace('-', '_')}"
+    if view not in {each for (each,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")}:
+        raise NotFound(f"There is no report {name}.")
+    if unknown := sorted(filters.keys() - (known := columns(db, view))):
+        raise Invalid(f"{unknown[0]} is no column of {name}; those are {', '.join(known)}.", field=unknown[0])
+    conditions = "".join(f" AND {column} = :{column}" for column in filters)
+    sql = f"SELECT * FROM {view} WHERE {known[0]} < :before{conditions}"  # noqa: S608
+    rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=int | str, **filters)
+    return [{name: moment(part) if name.endswith("At") and part is not None else part
+             for name, part in row.items()} for row in rows], after  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -1742,8 +1757,8 @@ def moment_in(facts: Any, paths: str) -> int | None:
 def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     """The facts in what Creem sent, as a row.  Raises Invalid where it is no event."""
     envelope = loads(body)
-    said = text_in(envelope, "eventType type")
-    entity = next((part for part in find_all(envelope, ("object", "data")) if isinstance(part, dict)), None)
+    said, parts = text_in(envelope, "eventType type"), envelope if isinstance(envelope, dict) else {}
+    entity = next((part for name in ("object", "data") if isinstance(part := parts.get(name), dict)), None)
     if said is None or entity is None:
         raise Invalid("That is no event of Creem's: it does not say its type, or what it is about.")
     type, id = ALIASES.get(said, said), text_in(entity, "id")
@@ -1825,7 +1840,7 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 
 
-def apply_event(db: Db, *, id: int, shop: Shop, now: int) -> str:
+def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
     """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
     became clear by it may solve what others of the same purchase left open."""
     state, event = "applied", find_event(db, id=id)
@@ -1847,7 +1862,7 @@ def apply_event(db: Db, *, id: int, shop: Shop, now: int) -> str:
     return effect
 
 
-def find_event(db: Db, *, id: int) -> PaymentEvent:
+def find_event(db: Db, *, id: int | str) -> PaymentEvent:
     if (event := one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)) is None:
         raise NotFound("There is no such event.")
     return event
@@ -1961,6 +1976,172 @@ def end_of(event: PaymentEvent, shop: Shop, now: int) -> int:
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
 
+class CheckoutWish(Input, frozen=True):
+    problems = {"productId": ProductNotFound}
+
+    product_id: Annotated[str, _("a pack or a plan", max_length=100)]
+    units: Annotated[int, _("how many of a pack", ge=1, le=100)] = 1
+    discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
+
+
+class Checkout(msgspec.Struct, frozen=True):
+    id: str
+    user_id: str
+    product: str
+    units: int
+    url: str | None
+    created_at: int
+
+
+def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
+    """Note who is about to buy what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly."""
+    product = shop.catalogue.product(wish.product_id)
+    if product is None:
+        on_sale = [one.id for one in (*shop.catalogue.packs, *shop.catalogue.plans)]
+        raise ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
+    if isinstance(product, Pack) and product.open_to == "subscribers" and not get_user(db, user_id=user_id).plan:
+        raise SubscribersOnly(f"{product.name} is for subscribers only.")
+    insert(db, "checkouts", id=id, user_id=user_id, product=product.id, created_at=now,
+           units=wish.units if isinstance(product, Pack) else 1)  # fmt: skip
+    return find_checkout(db, id=id, user_id=user_id)
+
+
+def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
+    found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
+    if found is None:
+        raise NotFound("There is no such checkout of yours.")
+    return found
+
+
+def mark_checkout(db: Db, *, id: str, checkout_id: str, url: str) -> None:
+    """Creem knows of it, and said where to pay."""
+    run(db, "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id",
+        checkout_id=checkout_id, url=url, id=id)  # fmt: skip
+
+
+def open_checkouts(db: Db, *, since: int) -> list[str]:
+    """Creem's ids of those of which nothing was heard."""
+    return [id for (id,) in db.execute("""
+        SELECT checkout_id FROM checkouts c WHERE created_at > ? AND checkout_id IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id)
+    """, [since])]
+
+
+class Subscription(Output, frozen=True):
+    id: str
+    plan: str | None
+    status: str
+    is_running: bool
+    customer_id: str | None
+    period_start_at: datetime | None
+    period_end_at: datetime | None
+
+
+class Purchase(Output, frozen=True):
+    """A payment, as its buyer sees it."""
+
+    payment: str
+    product: str
+    subscription_id: str | None
+    credits: int
+    paid: int | None  # cents, with tax
+    back: int  # cents of it that were paid back
+    currency: str | None
+    bought_at: datetime
+    order_id: str | None
+    transaction_id: str | None
+    customer_id: str | None
+
+
+class Billing(Output, frozen=True):
+    """What somebody has to do with money."""
+
+    plan: str | None
+    debt: int  # credits
+    is_disputed: bool
+    is_sandbox: bool  # it is all acted out, and nothing costs anything
+    subscription: Subscription | None
+    payments: list[Purchase]
+
+
+SUBSCRIPTION = "FROM subscriptions WHERE user_id = :user_id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1"
+
+
+def find_subscription(db: Db, *, user_id: str) -> Subscription:
+    """Somebody's subscription that has not ended.  Raises NoSubscription."""
+    found = one(db, Subscription, SUBSCRIPTION, user_id=user_id)
+    if found is None or found.status == "canceled":
+        raise NoSubscription("You have no subscription.")
+    return found
+
+
+def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
+    sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
+    if (found := one(db, Purchase, sql, user_id=user_id, payment=payment)) is None:
+        raise NoSubscription("You have made no such payment.")
+    return found
+
+
+def billing(db: Db, *, user_id: str, is_sandbox: bool, now: int) -> Billing:
+    user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now).debt
+    payments = "FROM payments WHERE user_id = :id AND credits IS NOT NULL ORDER BY bought_at DESC LIMIT 200"
+    return Billing(user.plan, owed, user.is_disputed, is_sandbox, one(db, Subscription, SUBSCRIPTION, user_id=user_id),
+                   many(db, Purchase, payments, id=user_id))  # fmt: skip
+
+
+class Assignment(Input, frozen=True):
+    email: Annotated[str, _("whose it is", max_length=254)]
+    product: Annotated[str, _("what was bought, if the catalogue does not know", max_length=100)] | None = None
+
+
+class Effect(Output, frozen=True):
+    effect: str
+
+
+class Heard(Output, frozen=True):
+    heard: int  # events that were new
+
+
+def replay_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
+    return Effect(apply_event(db, id=id, shop=shop, now=now))
+
+
+def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
+    """What a replay would do; nothing is changed."""
+    db.execute("SAVEPOINT trial")
+    try:
+        return replay_event(db, id=id, shop=shop, now=now)
+    finally:
+        db.execute("ROLLBACK TO trial")
+
+
+def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> Effect:
+    """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished."""
+    user, event = get_user(db, email=wish.email), find_event(db, id=id)
+    if wish.product and shop.catalogue.product(wish.product) is None:
+        raise ProductNotFound
+    if not run(db, "UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)"
+               " WHERE id = :id AND state = 'attention'", user_id=user.id, product=wish.product, id=event.id):
+        raise AlreadyFinished("Only what needs attention can be assigned.")
+    return replay_event(db, id=id, shop=shop, now=now)
+
+
+def find_customer(db: Db, *, user_id: str) -> str:
+    """What Creem calls somebody.  Raises NoSubscription."""
+    last = "SELECT customer_id FROM payment_events WHERE user_id = :id AND customer_id IS NOT NULL ORDER BY id DESC"
+    if (found := value(db, last, id=user_id)) is None:
+        raise NoSubscription("You have bought nothing yet.")
+    return str(found)
+
+
+def count_open_events(db: Db) -> int:
+    return int(value(db, "SELECT count(*) FROM payment_events WHERE state = 'attention'"))
+
+
+def count_events(db: Db) -> int:
+    return int(value(db, "SELECT count(*) FROM payment_events"))
+
+
 # ---------------------------------------------------------------------------
 # 9  Videos
 # ---------------------------------------------------------------------------
@@ -2048,15 +2229,21 @@ def once_only(db: Db, *, act: Act, user_id: str, once: Once | None, now: int) ->
     return answer.encode()
 
 
+def has_answer(db: Db, *, user_id: str, key: str) -> bool:
+    sql = "SELECT 1 FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
+    return value(db, sql, user_id=user_id, key=key) is not None
+
+
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
-                  catalog_version: str, timeout: int, now: int) -> Video:  # fmt: skip
+                  catalog_version: str, timeout: int, now: int, moderation_id: str | None = None,
+                  ) -> Video:  # fmt: skip
     """Take an order: the limit, the credits, the video and its event, or none of them.
     Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
     check_images(db, user_id=user_id, images=order.images)
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
-           catalog_version=catalog_version, now=now)  # fmt: skip
-    ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
+           catalog_version=catalog_version, now=now, note=moderation_id or "")  # fmt: skip
+    ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images), "moderation_id": moderation_id}
     insert(db, "videos", id=id, user_id=user_id, **ordered, due_at=now, deadline_at=now + timeout,
            created_at=now, changed_at=now)  # fmt: skip
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
@@ -2363,17 +2550,6 @@ class ProviderJob(Output, frozen=True):
     taken_at: datetime | None
     ended_at: datetime | None
     error: str | None
-
-
-class ProviderJobList(Output, frozen=True):
-    provider_jobs: list[ProviderJob]
-    next_cursor: str | None
-
-
-def list_provider_jobs(db: Db, *, cursor: str | None, limit: int, unknown: bool) -> ProviderJobList:
-    """Everybody's, newest first; or only those that were sent, and no answer came."""
-    sql = "FROM shown_provider_jobs WHERE id < :before AND (state = 'unknown' OR NOT :unknown)"
-    return ProviderJobList(*newest(db, ProviderJob, sql, unknown=unknown, cursor=cursor, limit=limit))
 
 
 def count_unanswered(db: Db) -> int:
@@ -3263,7 +3439,151 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------
-# 15  App
+# 15  Billing
+# ---------------------------------------------------------------------------
+# Who takes the money: Creem, or the sandbox, which acts Creem out on this machine.  Both take the same calls,
+# and what came of them is told by the same webhooks.
+
+CREEM_HOSTS = {"production": "https://api.creem.io", "test": "https://test-api.creem.io"}
+CALL_S, MODERATION_S = 10.0, 5.0  # for a whole call
+DECLINED, NO_FUNDS, WRONG_CODE = "It was declined.", "Its funds are insufficient.", "Its security code is wrong."
+CARDS = {  # of Creem's test mode
+    "4242424242424242": "", "4111111111111111": "", "4000000000000002": DECLINED, "4507990000000028": DECLINED,
+    "4000000000009995": NO_FUNDS, "4507990000000010": NO_FUNDS, "4000000000000127": WRONG_CODE,
+    "4507990000000044": WRONG_CODE, "4000000000000069": "It has expired."}  # fmt: skip
+STORIES = {  # what is told of what happens
+    "pack": ["checkout.completed"], "plan": ["checkout.completed", "subscription.active", "subscription.paid"],
+    "renew": ["subscription.paid"], "cancel": ["subscription.scheduled_cancel"], "end": ["subscription.canceled"],
+    "resume": ["subscription.update"], "upgrade": ["subscription.update"],
+    "upgrade, paid": ["subscription.update", "subscription.paid"],
+    "refund": ["refund.created"], "dispute": ["dispute.created"]}  # fmt: skip
+
+
+class Creem:
+    """Creem's API (https://docs.creem.io/api-reference)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.key, self.secret = settings.creem_api_key, settings.creem_webhook_secret
+        self.host = CREEM_HOSTS[settings.env]
+        self.client = outside_client([str(urlsplit(self.host).hostname)])
+        self.close = self.client.aclose
+
+    async def call(self, line: str, *, within_s: float = CALL_S, **said: Any) -> Any:
+        """What Creem answers to "POST /v1/checkouts" or the like.  Raises PaymentsFailed with its words."""
+        method, path = line.split()
+        words = {"params" if method == "GET" else "json": said, "headers": {"x-api-key": self.key}}
+        try:
+            answer, found = await exchange(self.client, method, self.host + path, within_s=within_s, **words)
+        except httpx.HTTPError as failure:
+            raise PaymentsFailed(f"Creem cannot be reached: {failure or type(failure).__name__}") from failure
+        if answer.is_success and isinstance(found, dict):
+            return found
+        status, told = answer.status_code, find(found, ["message", "error.message", "error"])
+        reason = "; ".join(map(str, told)) if isinstance(told, list) else str(told or "nothing we understand")
+        log.warning("creem: %s: %s %s, trace %s", line, status, reason, find(found, ["trace_id"]))
+        hint = {401: " Is CREEM_API_KEY right?", 403: " Is CREEM_API_KEY right?", 404: " Another mode's?"}
+        details = {"retryAfter": retry_after(answer) // SECOND or 1} if status == 429 else {}
+        raise PaymentsFailed(f"Creem says {status}: {reason[:300]}{hint.get(status, '')}", **details)
+
+
+class Sandbox:
+    """Acts Creem out: nothing costs anything, and everything is told as it would be."""
+
+    def __init__(self, secret: str, catalogue: Catalogue, clock: Callable[[], float]) -> None:
+        self.key = self.secret = secret
+        self.catalogue, self.clock = catalogue, clock
+        self.transport: httpx.AsyncBaseTransport | None = None  # to our own endpoint, once there is one
+
+    async def pay(self, checkout: Checkout, email: str) -> None:
+        """What follows when somebody has paid: the same events, however often they click."""
+        n, product = checkout.id[4:], self.catalogue.product(checkout.product)
+        assert product, "it was there when the checkout was made"
+        await self.tell(
+            "plan" if isinstance(product, Plan) else "pack", product, n, user_id=checkout.user_id, email=email,
+            checkout_id=f"ch_{n}", request_id=checkout.id, order_id=f"ord_{n}", transaction_id=f"tran_{n}",
+            units=checkout.units, paid=product.cents * checkout.units, begins_at=checkout.created_at,
+            customer_id=f"cust_{digest(email)[:20]}",
+            subscription_id=f"sub_{n}" if isinstance(product, Plan) else None)  # fmt: skip
+
+    async def change(self, story: str, was: Subscription, product: Plan | None = None) -> None:
+        """Renew, cancel, end, resume or upgrade a subscription."""
+        token, plan = secrets.token_hex(8), product or self.catalogue.product(was.plan)
+        begins = was.period_end_at if story == "renew" else was.period_start_at
+        if plan is None or begins is None:
+            raise NoSubscription
+        if story == "renew" and was.status == "scheduled_cancel":
+            story = "end"
+        await self.tell(story, plan, token, subscription_id=was.id, customer_id=was.customer_id,
+                        transaction_id=f"tran_{token}", begins_at=round(begins.timestamp() * SECOND))  # fmt: skip
+
+    async def give_back(self, story: str, payment: Purchase, cents: int) -> None:
+        """Refund or dispute a payment."""
+        token, product = secrets.token_hex(8), self.catalogue.product(payment.product)
+        if product:
+            await self.tell(story, product, token, cents=cents, **msgspec.structs.asdict(payment))
+
+    async def tell(self, story: str, sold: Pack | Plan, token: str, **of: Any) -> None:
+        """Send the webhooks of a story, signed, in any order, as Creem would."""
+        assert self.transport, "there is an endpoint when somebody asks"
+        now, days = int(self.clock() * SECOND), 365 if getattr(sold, "interval", "") == "year" else 30
+        of |= {"now": now, "token": token, "ends_at": of.get("begins_at", 0) + days * DAY}
+        async with httpx.AsyncClient(transport=self.transport, base_url="http://videofly.local") as client:
+            for type in random.sample(STORIES[story], len(STORIES[story])):
+                body = msgspec.json.encode({"id": f"evt_{token}_{type}", "eventType": type, "created_at": now,
+                                            "object": act_out(type, sold, defaultdict(lambda: None, of))})
+                headers = {"creem-signature": hmac.digest(self.secret.encode(), body, "sha256").hex()}
+                (await client.post("/api/webhooks/creem", content=body, headers=headers)).raise_for_status()
+
+
+def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str, Any]:
+    """What an event is about, as Creem would show it."""
+    kind, currency = type.partition(".")[0], product.currency
+    sold = {"id": product.creem_id or product.id, "name": product.name, "price": product.cents,
+            "currency": currency, "billing_type": "recurring" if isinstance(product, Plan) else "onetime"}  # fmt: skip
+    order = {"id": of["order_id"], "transaction": of["transaction_id"], "amount_paid": of["paid"],
+             "currency": currency, "status": "paid", "type": sold["billing_type"]}  # fmt: skip
+    back = (of["back"] or 0) + (of["cents"] or 0)
+    transaction = {"id": of["transaction_id"], "amount_paid": of["paid"], "currency": currency,
+                   "refunded_amount": back, "status": "refunded" if back == of["paid"] else "partialRefund"}  # fmt: skip
+    refund = {"id": f"ref_{of['token']}", "transaction": transaction, "order": of["order_id"],
+              "subscription": of["subscription_id"]}  # fmt: skip
+    about: dict[str, dict[str, Any]] = {
+        "checkout": {"id": of["checkout_id"], "request_id": of["request_id"], "status": "completed", "order": order,
+                     "units": of["units"], "subscription": of["subscription_id"]},
+        "subscription": {"id": of["subscription_id"], "status": STANDINGS.get(type, "active"),
+                         "last_transaction_id": of["transaction_id"],
+                         "current_period_start_date": of["begins_at"], "current_period_end_date": of["ends_at"]},
+        "refund": refund | {"status": "succeeded", "refund_amount": of["cents"], "refund_currency": currency},
+        "dispute": refund | {"id": f"disp_{of['token']}", "amount": of["cents"], "currency": currency}}  # fmt: skip
+    return about[kind] | {
+        "object": kind, "mode": "sandbox", "product": sold, "updated_at": moment(of["now"]).isoformat(),
+        "customer": {"id": of["customer_id"], "email": of["email"]}, "metadata": {"referenceId": of["user_id"]}}  # fmt: skip
+
+
+def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
+    """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
+    given = headers.get("creem-signature") or headers.get("x-creem-signature") or ""
+    right = hmac.digest(secret.encode(), body, "sha256").hex()
+    if hmac.compare_digest(given.strip().removeprefix("sha256=").lower().encode(), right.encode()):
+        return True
+    with contextlib.suppress(ValueError):  # a secret that this way cannot use
+        return is_signed_by("standard", headers, body, [secret], now)
+    return False
+
+
+RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
+
+
+def is_signed_return(query: str, key: str) -> bool:
+    """Whether Creem sent a buyer back to us: the pairs in their order and the API key, hashed."""
+    pairs = [(name, text) for name, text in parse_qsl(query) if name in RETURNED and text not in ("", "null")]
+    given = dict(parse_qsl(query)).get("signature", "")
+    signed = "|".join(f"{name}={text}" for name, text in [*pairs, ("salt", key)])
+    return hmac.compare_digest(given.encode(), digest(signed).encode())
+
+
+# ---------------------------------------------------------------------------
+# 16  App
 # ---------------------------------------------------------------------------
 
 
@@ -3299,9 +3619,11 @@ class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, secret: str,
-                 providers: Mapping[str, Provider], clock: Callable[[], float]) -> None:  # fmt: skip
-        self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
+                 providers: Mapping[str, Provider], creem: Creem | Sandbox | None,
+                 clock: Callable[[], float]) -> None:  # fmt: skip
+        self.settings, self.catalogue, self.db, self.storage, self.creem = settings, catalogue, db, storage, creem
         self.providers, self.secret, self.clock = providers, secret, clock
+        self.shop = Shop(catalogue, settings.upgrade_policy, settings.env == "production")
         self.temporary = Path(settings.data) / "temporary"
         self.work_to_do, self.stopping = asyncio.Event(), asyncio.Event()
         self.bells = weakref.WeakValueDictionary[str, asyncio.Event]()  # by user, as long as somebody listens
@@ -3619,6 +3941,71 @@ async def check_original(app: App, job: Job) -> None:
             await anext(first, None)
 
 
+async def moderate(app: App, wish: NewVideo) -> str | None:
+    """Let Creem judge what somebody typed, where that is asked for.  Only a clear yes will do.  Raises Moderated,
+    PaymentsFailed."""
+    creem, settings = app.creem, app.settings
+    if not isinstance(creem, Creem) or settings.env != "production" or settings.creem_moderation == "off":
+        return None
+    typed = "\n".join(filter(None, (wish.prompt, wish.negative_prompt)))
+    verdict = await creem.call("POST /v1/moderation/prompt", within_s=MODERATION_S, prompt=typed)
+    if verdict.get("decision") != "allow":
+        raise Moderated("What the prompt asks for is not allowed here.")
+    return str(verdict.get("id"))
+
+
+async def hear(app: App, event: Mapping[str, Any]) -> None:
+    """Take something that Creem answered as if it had told it by itself."""
+    body = msgspec.json.encode(event)
+    row = read_event(body, now=app.now())
+    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+
+
+async def hear_checkout(app: App, creem: Creem, id: str) -> None:
+    """Ask how a checkout went."""
+    checkout = await creem.call("GET /v1/checkouts", checkout_id=id)
+    if checkout.get("status") == "completed":
+        await hear(app, {"id": f"recorded:{id}", "eventType": "checkout.completed", "object": checkout})
+
+
+async def items(creem: Creem, path: str, **of: Any) -> AsyncIterator[Any]:
+    """Everything that Creem lists, page by page."""
+    page: Any = 1
+    while page:
+        found = await creem.call(f"GET {path}", page_number=page, page_size=100, **of)
+        for item in found.get("items") or []:
+            yield item
+        page = find(found, ["pagination.next_page"])
+
+
+async def reconcile(app: App) -> int:
+    """Hear of all that Creem knows and may not have told, and say how much was new: checkouts that we have heard
+    nothing of, each payment of each product, and how subscriptions stand.  The keys are the same, so nothing
+    counts twice.  Raises PaymentsFailed."""
+    if not isinstance(creem := app.creem, Creem):
+        return 0
+    before = await app.db.read(count_events)
+    for id in await app.db.read(open_checkouts, since=app.now() - 14 * DAY):
+        await hear_checkout(app, creem, id)
+    for product in (*app.catalogue.packs, *app.catalogue.plans):
+        id = product.creem_id or product.id
+        async for each in items(creem, "/v1/transactions/search", product_id=id):
+            key = f"recorded:{each.get('id')}:{each.get('status')}:{each.get('refunded_amount')}"
+            await hear(app, {"id": key, "eventType": RECORDED, "object": {**each, "product": id}})
+    async for each in items(creem, "/v1/subscriptions/search"):
+        key = f"recorded:{each.get('id')}:{each.get('updated_at')}"
+        await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
+    return await app.db.read(count_events) - before
+
+
+async def unknown_products(app: App) -> list[str]:
+    """Products of the catalogue that Creem does not know.  Raises PaymentsFailed."""
+    if not isinstance(creem := app.creem, Creem):
+        return []
+    known = {item.get("id") async for item in items(creem, "/v1/products/search")}
+    return [one.id for one in (*app.catalogue.packs, *app.catalogue.plans) if (one.creem_id or one.id) not in known]
+
+
 async def expire_credits(app: App) -> None:
     with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
         while await app.write(expire):
@@ -3683,7 +4070,13 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         catalogue = with_providers(catalogue, ready)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
-        app = App(settings, catalogue, db, storage, providers=providers, secret=secret, clock=clock)
+        creem: Creem | Sandbox | None = None
+        if settings.creem_api_key:
+            creem = Creem(settings)
+            stack.push_async_callback(creem.close)
+        elif settings.env != "production":
+            creem = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
+        app = App(settings, catalogue, db, storage, providers=providers, secret=secret, creem=creem, clock=clock)
         local.wake = lambda video_id: app.write(hear_callback, id=video_id)
         stack.callback(app.hashers.shutdown)
         await prepare_administrator(app)
@@ -3730,6 +4123,9 @@ class Request(litestar.Request[Principal, Any, State]):
         if key and self.user.user_id:
             once = Once(key, digest(f"{self.method} {self.scope['path']} {as_json(body)}"))
         return await self.write(once_only, act=functools.partial(fn, **self.told(fn, given)), once=once)
+
+    async def was_answered(self, key: str | None) -> bool:
+        return bool(key and await self.parts.db.read(has_answer, user_id=self.user.user_id, key=key))
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
@@ -3784,6 +4180,8 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "base": lambda request: request.base,
     "now": lambda request: request.parts.now(),
     "rules": lambda request: request.parts.catalogue.credits,
+    "shop": lambda request: request.parts.shop,
+    "is_sandbox": lambda request: isinstance(request.parts.creem, Sandbox),
     "catalog_version": lambda request: request.parts.catalogue.version,
     "max_running": lambda request: request.parts.settings.video_max_concurrent}
 
@@ -3819,10 +4217,9 @@ REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; 
 ARGUMENTS = {  # what Litestar would say in its own way
     "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
     "key": "Idempotency-Key must be 1 to 255 characters.",
-    "limit": "limit must be a whole number from 1 to 100.",
+    "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
     "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(typing.get_args(Status))}.",
-    "unknown": "unknown must be true or false."}  # fmt: skip
+    "status": f"status must be one of {', '.join(typing.get_args(Status))}."}  # fmt: skip
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 
@@ -3971,7 +4368,9 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
     app, id = request.parts, new_uuid(request.parts.now())
     order = choose(app.catalogue, data, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
-    stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE)
+    moderation_id = None if await request.was_answered(key) else await moderate(app, data)
+    stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE,
+                                      moderation_id=moderation_id)  # fmt: skip
     answer = cast(Answer[Video], ok(stored))
     ordered = msgspec.json.decode(stored)["videoUuid"]
     headers = {"Location": f"/api/v1/video/{ordered}"}
@@ -4247,6 +4646,197 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
     return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
 
 
+# --- billing
+
+
+class CheckoutBegun(Output, frozen=True):
+    checkout_id: str
+    url: str  # where one pays
+    is_sandbox: bool
+
+
+class Link(Output, frozen=True):
+    url: str
+
+
+class CancelWish(Input, frozen=True):
+    mode: Literal["scheduled", "immediate"] = "scheduled"
+
+
+class UpgradeWish(Input, frozen=True):
+    problems = {"productId": ProductNotFound}
+
+    product_id: Annotated[str, _("another plan", max_length=100)]
+
+
+class Returned(Output, frozen=True):
+    received: bool  # the payment; its credits come when its events do
+
+
+def cashier(request: Request) -> Creem | Sandbox:
+    if request.parts.creem is None:
+        raise PaymentsOff
+    return request.parts.creem
+
+
+async def check_out(request: Request, data: JSONBody[CheckoutWish],
+                    key: IdempotencyKey = None) -> Answer[CheckoutBegun]:  # fmt: skip
+    """Where to pay for a pack or a plan."""
+    app, creem, user = request.parts, cashier(request), await request.read(get_user)
+    made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
+    checkout = await request.read(find_checkout, id=msgspec.json.decode(made)["id"])
+    product, url = app.catalogue.product(checkout.product), checkout.url
+    if isinstance(creem, Sandbox):
+        url = f"{request.base}/sandbox/checkout#{checkout.id}"
+    elif url is None and product:
+        discount: dict[str, Any] = {"discount_code": data.discount_code} if data.discount_code else {}
+        answer = await creem.call(
+            "POST /v1/checkouts", product_id=product.creem_id or product.id, request_id=checkout.id, **discount,
+            units=checkout.units, success_url=f"{request.base}/credits", customer={"email": user.email},
+            metadata={"referenceId": user.id})  # fmt: skip
+        url = str(answer.get("checkout_url"))
+        if not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
+            raise PaymentsFailed("Creem sent no address of its own to pay at.")
+        await app.db.write(mark_checkout, id=checkout.id, checkout_id=str(answer.get("id")), url=url)
+    return ok(CheckoutBegun(checkout.id, str(url), isinstance(creem, Sandbox)))
+
+
+async def open_portal(request: Request) -> Answer[Link]:
+    """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
+    creem, customer_id = cashier(request), await request.read(find_customer)
+    if isinstance(creem, Sandbox):
+        return ok(Link(f"{request.base}/sandbox"))
+    answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
+    return ok(Link(str(answer.get("customer_portal_link"))))
+
+
+async def change_subscription(request: Request, act: str, story: str, product: Plan | None = None,
+                              **said: Any) -> Answer[Billing]:  # fmt: skip
+    """Ask for a change, and take the answer as told.  When it is refused, what Creem has counts."""
+    app, creem, found = request.parts, cashier(request), await request.read(find_subscription)
+    if isinstance(creem, Sandbox):
+        await creem.change(story, found, product)
+        return ok(await request.read(billing))
+    try:
+        answer = await creem.call(f"POST /v1/subscriptions/{found.id}/{act}", **said)
+    except PaymentsFailed:
+        answer = await creem.call("GET /v1/subscriptions", subscription_id=found.id)
+        if act != "cancel" or answer.get("status") not in ("canceled", "scheduled_cancel"):
+            raise
+    await hear(app, {"id": new_id("answer"), "eventType": "subscription.update", "object": answer})
+    return ok(await request.read(billing))
+
+
+async def cancel_subscription(request: Request, data: JSONBody[CancelWish]) -> Answer[Billing]:
+    """End the subscription: with its period, or at once."""
+    story = "end" if data.mode == "immediate" else "cancel"
+    return await change_subscription(request, "cancel", story, mode=data.mode)
+
+
+async def resume_subscription(request: Request) -> Answer[Billing]:
+    """Let a subscription go on that was to end with its period."""
+    return await change_subscription(request, "resume", "resume")
+
+
+async def upgrade_subscription(request: Request, data: JSONBody[UpgradeWish]) -> Answer[Billing]:
+    """Change to another plan; when its credits come, UPGRADE_POLICY says."""
+    plan, at_once = request.parts.catalogue.product(data.product_id), request.parts.shop.policy == "immediate"
+    if not isinstance(plan, Plan):
+        raise ProductNotFound("There is no such plan.")
+    return await change_subscription(
+        request, "upgrade", "upgrade, paid" if at_once else "upgrade", plan, product_id=plan.creem_id or plan.id,
+        update_behavior=f"proration-{'charge-immediately' if at_once else 'none'}")  # fmt: skip
+
+
+async def come_back(request: Request) -> Answer[Returned]:
+    """With the query that Creem sent the buyer back with: whether it is Creem's.  Credits never come from here."""
+    creem = cashier(request)
+    received = is_signed_return(str(request.url.query), creem.key)
+    if received and isinstance(creem, Creem):
+        with contextlib.suppress(PaymentsFailed):
+            await hear_checkout(request.parts, creem, dict(parse_qsl(request.url.query)).get("checkout_id", ""))
+    return ok(Returned(received))
+
+
+@post(["/api/webhooks/creem", "/api/auth/creem/webhook"], status_code=200, request_max_body_size=1 << 20,
+      include_in_schema=False)  # fmt: skip
+async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
+    """Creem tells what happened; the answer is for after it was kept and the ledger has followed."""
+    app, body = request.parts, await request.body()
+    if app.creem is None or not app.creem.secret:
+        raise PaymentsOff("CREEM_WEBHOOK_SECRET is not set.")
+    if not is_signed_by_creem(request.headers, body, app.creem.secret, app.now()):
+        raise Unauthorized("Creem did not sign that.")
+    row = read_event(body, now=app.now())
+    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+    return ok({"received": True})
+
+
+async def reconcile_now(request: Request) -> Answer[Heard]:
+    """Ask Creem for all that it may not have told."""
+    return ok(Heard(await reconcile(request.parts)))
+
+
+class SandboxCheckout(Output, frozen=True):
+    name: str
+    cents: int
+    currency: str
+    interval: str | None
+    credits: int
+
+
+class Card(Input, frozen=True):
+    number: Annotated[str, _("one of Creem's test cards", max_length=30)]
+
+
+class SandboxAct(Input, frozen=True):
+    act: Literal["renew", "refund", "dispute"]
+    payment: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    cents: Annotated[int, _("how much is refunded; else all that is left", ge=1)] | None = None
+
+
+def sandbox(request: Request) -> Sandbox:
+    if not isinstance(found := cashier(request), Sandbox):
+        raise NotFound("Payments are real here.")
+    return found
+
+
+async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer[SandboxCheckout]:
+    sandbox(request)
+    checkout = await request.read(find_checkout, id=uuid)
+    product = request.parts.catalogue.product(checkout.product)
+    if product is None:
+        raise ProductNotFound
+    return ok(SandboxCheckout(product.name, product.cents * checkout.units, product.currency,
+                              getattr(product, "interval", None), product.credits * checkout.units))  # fmt: skip
+
+
+async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[Card]) -> Answer[Link]:
+    """Pay with a test card; where to go then."""
+    acted, user = sandbox(request), await request.read(get_user)
+    checkout, luck = await request.read(find_checkout, id=uuid), CARDS.get(re.sub(r"[\s-]", "", data.number))
+    if luck is None:
+        raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
+    if luck:
+        raise CardDeclined(luck)
+    await acted.pay(checkout, user.email)
+    return ok(Link(f"{request.base}/credits"))
+
+
+async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer[Billing]:
+    """Let a month pass for the subscription, or give back a payment."""
+    acted = sandbox(request)
+    if data.act == "renew":
+        await acted.change("renew", await request.read(find_subscription))
+    else:
+        payment = await request.read(find_purchase, payment=data.payment)
+        left = (payment.paid or 0) - payment.back
+        if left < (cents := data.cents or left) or cents <= 0:
+            raise Invalid(f"Of that payment {left} cents are left.", field="cents")
+        await acted.give_back(data.act, payment, cents)
+    return ok(await request.read(billing))
+
+
 # --- administration
 
 
@@ -4352,6 +4942,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         Checked("database", not faults, "; ".join(faults) or "whole"),
         Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
+        await check_payments(app),
         Checked("orders", True, f"{await app.db.read(count_unanswered)} never answered by a provider"),
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *(Checked(f"provider {name}", True, there.standing()) for name, there in app.providers.items()
@@ -4359,18 +4950,57 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     return ok(CheckList(all(check.ok for check in checks), checks))
 
 
+async def check_payments(app: App) -> Checked:
+    try:
+        missing = await unknown_products(app)
+    except PaymentsFailed as failure:
+        return Checked("payments", False, failure.message)
+    how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}.get(type(app.creem), "off")
+    open_events = f"{await app.db.read(count_open_events)} events need attention"
+    return Checked("payments", not missing, f"Creem does not know {', '.join(missing)}" if missing else f"{how}; {open_events}")
+
+
 def integrity_faults(db: Db) -> list[str]:
     return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
+
+
+Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
+
+
+class Report(Output, frozen=True):
+    """Rows as a view of schema.sql has them."""
+
+    rows: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
+                      limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:  # fmt: skip
+    """What an operator asks of the database, newest first: inbox, orders, subscriptions, debts, provider-jobs.
+    Further parameters are columns and what they have to be; `format=csv` answers in CSV."""
+    asked = dict(request.query_params.items())
+    as_csv = asked.pop("format", "json") == "csv"
+    filters = {column: text for column, text in asked.items() if column not in ("cursor", "limit")}
+    rows, after = await request.read(report, name=name, filters=filters, cursor=cursor, limit=limit)
+    if not as_csv:
+        return Response(ok(Report(rows, after)))
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerows([list(rows[0]) if rows else [], *(map(csv_cell, row.values()) for row in rows)])
+    return Response(text.getvalue(), media_type="text/csv", headers={"X-Next-Cursor": after} if after else {})
+
+
+def csv_cell(value: Any) -> Any:
+    """Nothing that a spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 # --- the table of addresses
 
 Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
-Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 OnlyStatus = FromQuery[Status | None]
-ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None),
-                "unknown": (FromQuery[bool], False)}  # fmt: skip
+ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
@@ -4433,6 +5063,17 @@ ADDRESSES = [
         "list_history   GET    /api/v1/credit/history": history,
         "list_packages  GET    /api/v1/credit/packages": list_packages,
         "get_proof      GET    /api/v1/credit/proof": proof}),
+    group("billing", signed_in, {
+        "checkout       POST   /api/v1/billing/checkout          200": check_out,
+        "portal         POST   /api/v1/billing/portal            200": open_portal,
+        "cancel_plan    POST   /api/v1/billing/subscription/cancel  200": cancel_subscription,
+        "resume_plan    POST   /api/v1/billing/subscription/resume  200": resume_subscription,
+        "upgrade_plan   POST   /api/v1/billing/subscription/upgrade 200": upgrade_subscription,
+        "returned       GET    /api/v1/billing/return": come_back,
+        "get_billing    GET    /api/v1/user/billing": billing,
+        "see_checkout   GET    /api/v1/sandbox/checkouts/{uuid:str}": show_sandbox_checkout,
+        "pay            POST   /api/v1/sandbox/checkouts/{uuid:str}/pay 200": pay_in_sandbox,
+        "act            POST   /api/v1/sandbox/act               200": act_in_sandbox}),
     group("catalogue", None, {
         "list_models    GET    /api/v1/config/models": list_models,
         "list_products  GET    /api/v1/config/products": list_products}),
@@ -4454,7 +5095,11 @@ ADDRESSES = [
         "add_invite     POST   /api/v1/admin/invites": add_invite,
         "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
         "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
-        "list_orders    GET    /api/v1/admin/provider-jobs": list_provider_jobs,
+        "report         GET    /api/v1/admin/reports/{name:str}": show_report,
+        "replay_event   POST   /api/v1/admin/events/{id:str}/replay   200": replay_event,
+        "try_event      POST   /api/v1/admin/events/{id:str}/dry-run  200": try_event,
+        "assign_event   POST   /api/v1/admin/events/{id:str}/assign   200": assign_event,
+        "reconcile      POST   /api/v1/admin/reconcile           200": reconcile_now,
         "audit          GET    /api/v1/admin/audit": audit,
         "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
 
@@ -4469,7 +5114,7 @@ STATIC_PATH = "/static/" + hashlib.sha256(b"".join(
 PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
 DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
-PAGES = ["/", "/set-up", "/sign-in", "/sign-up"]
+PAGES = ["/", "/set-up", "/sign-in", "/sign-up", "/credits", "/sandbox", "/sandbox/checkout"]
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 PAGE_HEADERS = NOSNIFF | {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 # Swagger UI writes styles into its elements, and draws its icons as data.
@@ -4515,8 +5160,8 @@ class Document(JsonRenderPlugin):
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
-    return Litestar(
-        [*ADDRESSES, provider_callback, upload_image, media, show_page, alive, ready,
+    served = Litestar(
+        [*ADDRESSES, provider_callback, creem_webhook, upload_image, media, show_page, alive, ready,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},
@@ -4524,6 +5169,9 @@ def http(app: App) -> Litestar:
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
             components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")})))
+    if isinstance(app.creem, Sandbox):
+        app.creem.transport = httpx.ASGITransport(cast(Any, served))
+    return served
 
 
 # ---------------------------------------------------------------------------
