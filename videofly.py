@@ -2067,10 +2067,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoF
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
             films = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
-            if (stream := next(films, None)) is None:
-                raise NotAVideo("it has no video in it")
-            if (first := next(container.decode(stream), None)) is None:
-                raise NotAVideo("it has no frames")
+            if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
+                raise NotAVideo("it has no moving picture in it")
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
             if not (seconds := seconds or (container.duration or 0) / av.time_base):
                 raise NotAVideo("it does not say how long it is")
@@ -2092,8 +2090,7 @@ def probe(path: Path) -> Media:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
-        codec = stream.codec_context.name
-        return Media(first.width, first.height, round(seconds * 1000), codec, path.stat().st_size)
+        return Media(first.width, first.height, round(seconds * 1000), stream.codec.name, path.stat().st_size)
 
 
 def write_poster(path: Path, target: Path) -> None:
