@@ -88,7 +88,6 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Colorspace, VideoReformatter
 from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import RequestEncodingType
@@ -99,7 +98,7 @@ from litestar.openapi.spec import Components, OpenAPIFormat, OpenAPIType, Schema
 from litestar.params import Body, FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.static_files import create_static_files_router
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from starlette.responses import FileResponse
 
 HERE = Path(__file__).parent
@@ -2645,10 +2644,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoF
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
             films = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
-            if (stream := next(films, None)) is None:
-                raise NotAVideo("it has no video in it")
-            if (first := next(container.decode(stream), None)) is None:
-                raise NotAVideo("it has no frames")
+            if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
+                raise NotAVideo("it has no moving picture in it")
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
             if not (seconds := seconds or (container.duration or 0) / av.time_base):
                 raise NotAVideo("it does not say how long it is")
@@ -2670,8 +2667,7 @@ def probe(path: Path) -> Media:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
-        codec = stream.codec_context.name
-        return Media(first.width, first.height, round(seconds * 1000), codec, path.stat().st_size)
+        return Media(first.width, first.height, round(seconds * 1000), stream.codec.name, path.stat().st_size)
 
 
 def write_poster(path: Path, target: Path) -> None:
@@ -2692,75 +2688,39 @@ def write_poster(path: Path, target: Path) -> None:
 # in the picture and in the file that no AI made it.
 
 FPS = 24
-FIELD = 96  # pixels on the longer side of the small picture that is scaled up: soft, and cheap
-ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": str(2 * FPS), "color_primaries": "bt709",
-            "color_trc": "bt709", "colorspace": "bt709", "color_range": "tv"}
+ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": "48", "colorspace": "smpte170m"}
 NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
-# Night to highlight, in even steps of OKLCH; the dark end is cool: dark yellow is mud.
-PALETTES = ("#00111d #00316d #4f48bf #aa68df #f4a6e3", "#000e21 #003e5a #007974 #00ac6a #a2d686",
-            "#000e21 #21296f #6f3bb2 #c35dc3 #ffa3c8", "#0c0921 #002f6e #0069ae #00a9bb #60ddc0",
-            "#0c0921 #47195d #9a227d #e15278 #ffa78f", "#12071e #53124d #a61859 #e5564b #ffaf76",
-            "#170519 #3b1f67 #394fc1 #0094ef #54d8f4", "#170519 #5c0b39 #ac1730 #ea5b2c #ffbe85")
-LIGHTS = ((1, 1.0), (2, 0.9), (2, 0.7), (3, 0.6), (0, 0.6), (3, 0.45), (4, 0.35), (4, 0.25))  # colour, radius
-DASHES = str.maketrans("\u2010\u2011\u2013\u2014", "----")  # the built-in font has only the plain one
+PLAIN = str.maketrans("\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d", "----''\"\"")  # dashes and quotes
 
 
-def lights(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[Image.Image]:
-    """Soft lights that drift over a night sky, small and then scaled up."""
-    small = (max(2, round(FIELD * size[0] / max(size))), max(2, round(FIELD * size[1] / max(size))))
-    colours, laps = rng.choice(PALETTES).split(), max(1, round(frames / FPS / 9))
-    glow = Image.radial_gradient("L").point([round(255 * max(0, 1 - s * s / 31000) ** 3) for s in range(256)])
-    reach = FIELD * min(0.16, 0.024 * frames / FPS / laps)  # a short clip moves less, never faster
-    spots = [(colours[colour], rng.uniform(0, small[0]), rng.uniform(0, small[1]), rng.choice((-laps, laps)),
-              rng.random(), 128 / (FIELD * radius * rng.uniform(0.85, 1.15)))
-             for colour, radius in LIGHTS]  # fmt: skip
-    for index in range(frames):
-        field = Image.new("RGB", small, colours[0])
-        for colour, x, y, turns, phase, scale in spots:
-            angle = math.tau * (phase + turns * index / frames)  # whole laps: the last frame meets the first
-            left, top = x + reach * math.cos(angle), y + 0.6 * reach * math.sin(angle)
-            matrix = (scale, 0, 128 - scale * left, 0, scale, 128 - scale * top)
-            mask = glow.transform(small, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-            field.paste(colour, (0, 0, *small), mask)
-        yield field.resize(size, Image.Resampling.BICUBIC)
+def clouds(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[Image.Image]:
+    """Soft colours that drift to and fro, so that the last picture meets the first."""
+    width, height = (max(2, 96 * side // max(size)) for side in size)  # scaled up later: soft, and cheap
+    chance, palette = rng.getrandbits(31), rng.choice(("magma", "inferno", "plasma", "viridis"))
+    noise = f"perlin={width}x{height}:octaves=2:tscale=0.15:random_mode=seed:random_seed={chance}"
+    paint = f"lutyuv=2*val-128,format=yuv444p,pseudocolor=preset={palette},hue={rng.randint(-30, 10)}"
+    drift = f"trim=end_frame={frames // 2},split[there][copy];[copy]reverse[back];[there][back]concat"
+    with av.open(f"{noise},{paint},{drift},scale={size[0]}x{size[1]}", format="lavfi") as source:
+        yield from map(VideoFrame.to_image, source.decode(video=0))
 
 
 def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) -> Iterator[Image.Image]:
     """A slow pan and zoom over the still in `data`; by less than a pixel, so it never steps.  NotAnImage."""
-    kept = (math.ceil(size[0] * 1.2), math.ceil(size[1] * 1.2))  # so that a zoom never enlarges it
-    still = ImageOps.fit(open_still(data, 2 * max(kept)), kept, Image.Resampling.LANCZOS)
-    angle, (zoom, last) = rng.uniform(0, math.tau), rng.sample((1.05, 1.16), 2)
+    still, (edge, more) = open_still(data, 3 * max(size) // 2), rng.choice(((0.02, 0.05), (0.07, -0.05)))
     for index in range(frames):
         ease = 0.5 - 0.5 * math.cos(math.pi * index / frames)
-        width, height = (side / (zoom + (last - zoom) * ease) for side in kept)
-        left = (kept[0] - width) * (0.5 + math.cos(angle) * (ease - 0.5))
-        top = (kept[1] - height) * (0.5 + math.sin(angle) * (ease - 0.5))
-        yield still.resize(size, Image.Resampling.HAMMING, box=(left, top, left + width, top + height))
-
-
-def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """One line if it fits `width` pixels, else two of similar length, else two cut with an ellipsis."""
-    whole = len(text)
-    even = (textwrap.wrap(text, letters) for letters in (whole, *range(whole // 2 + 1, whole)))
-    cut = (textwrap.wrap(text, letters, max_lines=2, placeholder="\u2026") for letters in range(whole, 0, -1))
-    return next((lines for lines in itertools.chain(even, cut)
-                 if len(lines) <= 2 and all(font.getlength(line) <= width for line in lines)), [])
+        yield ImageOps.fit(still, size, Image.Resampling.HAMMING, edge + more * ease, (0.4 + 0.2 * ease,) * 2)
 
 
 def overlay(text: str, size: tuple[int, int]) -> Image.Image:
-    """What lies over each frame: PREVIEW in the upper right corner, so that nobody takes it for an AI result,
-    and the text on a fading shade along the lower edge, unless the font lacks one of its glyphs."""
-    sheet, pitch, text = Image.new("RGBA", size), max(12, min(size) // 22), text[:240].translate(DASHES)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(pitch)
-    box = bytes(font.getmask("\uffff"))  # which the font shows in place of a glyph that it lacks
-    drawable = text and all(char == " " or bytes(font.getmask(char)) != box for char in set(text))
-    if lines := wrap_text(text, font, size[0] - 4 * pitch) if drawable else []:
-        shade = Image.linear_gradient("L").point([round(150 * (step / 255) ** 1.5) for step in range(256)])
-        shade = shade.resize((size[0], min(size[1], pitch * (5 + 2 * len(lines)))))
-        sheet.paste("#000", (0, size[1] - shade.height), shade)
-        draw.text((2 * pitch, size[1] - 2 * pitch), "\n".join(lines), "#fff", font, "ld", pitch / 3)
-    draw.text((size[0] - pitch, pitch), "PREVIEW", "#fff", anchor="rt", font_size=max(9, min(size) // 42),
-              stroke_width=pitch / 10, stroke_fill="#000c")
+    """What lies over each picture: PREVIEW, so that nobody takes it for an AI result, and the text, unless
+    the built-in font lacks its letters."""
+    sheet, pitch, text = Image.new("RGBA", size), max(12, min(size) // 22), text.translate(PLAIN)
+    letters = max(8, size[0] // pitch - 4)  # of the widest, which is as wide as it is high
+    lines = textwrap.wrap(text if text.isascii() else "", letters, max_lines=3, placeholder="...")
+    ImageDraw.Draw(sheet).text((2 * pitch, size[1] - 2 * pitch), "\n".join(["PREVIEW", *lines]), "#fff",
+                               anchor="ld", spacing=pitch / 3, font_size=pitch, stroke_width=pitch / 10,
+                               stroke_fill="#000c")  # fmt: skip
     return sheet
 
 
@@ -2771,20 +2731,17 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
     Raises NotAnImage, and OSError when `target` cannot be written."""
     rng, text = random.Random(f"{seed}\n{prompt}"), " ".join(prompt.split())
     size, frames = (width, height), seconds * FPS
-    pictures = lights(rng, size, frames) if image is None else camera(rng, size, frames, image)
-    ink, convert = overlay(text, size), VideoReformatter()
+    pictures = clouds(rng, size, frames) if image is None else camera(rng, size, frames, image)
+    ink = overlay(text, size)
     report(0)
     try:
         with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:
             out.metadata.update(title=text[:200], comment=NOTE, artist="VideoFly local preview")
-            stream = out.add_stream("libx264", rate=FPS, options=ENCODING)
-            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            stream = out.add_stream("libx264", FPS, ENCODING, width=width, height=height)
             for number, picture in enumerate(pictures, 1):
                 picture.paste(ink, mask=ink)
-                rgb: VideoFrame = VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
-                frame = convert.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=2)
-                out.mux(stream.encode(frame))
-                if number * 20 // frames != (number - 1) * 20 // frames:
+                out.mux(stream.encode(VideoFrame.from_image(picture)))  # type: ignore[no-untyped-call]
+                if number * 20 % frames < 20:
                     report(number * 100 // frames)
             out.mux(stream.encode())
     except BaseException:

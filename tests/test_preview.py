@@ -79,10 +79,27 @@ def test_the_file_says_that_no_ai_made_it(tmp_path):
     assert "not an AI model" in v.NOTE
 
 
-def test_the_picture_says_that_it_is_a_preview(tmp_path):
-    picture = next(pictures(make(tmp_path / "a.mp4", width=640, height=360)))
-    corner = picture.convert("L").crop((540, 10, 640, 50))
-    assert corner.getextrema()[1] > 180
+@pytest.mark.parametrize("image", [None, still()], ids=["a prompt", "a still"])
+@pytest.mark.parametrize("prompt", ["", "A red kite", "一只猫"])
+def test_every_picture_says_that_it_is_a_preview(tmp_path, prompt, image):
+    word = v.overlay(prompt, (640, 360))  # white letters with a black line around them
+    white, black = (word.getchannel("A").point(lambda a: 255 * (a == 255)), word.getchannel("A"))
+    film = [*pictures(make(tmp_path / "a.mp4", prompt=prompt, width=640, height=360, image=image))]
+    for picture in (film[0], film[12], film[-1]):
+        grey = picture.convert("L")
+        inked, around = (Image.composite(grey, Image.new("L", grey.size, back), mask).crop(word.getbbox())
+                         for back, mask in ((0, white), (255, black)))  # fmt: skip
+        assert inked.getextrema()[1] > 220 and around.getextrema()[0] < 90
+    assert word.getbbox()[3] - word.getbbox()[1] >= 10
+
+
+def test_the_mark_is_the_word_preview():
+    """The same word, whatever the prompt, above it."""
+    plain, with_text = v.overlay("", (640, 360)), v.overlay("a", (640, 360))
+    (left, top, right, bottom), moved = plain.getbbox(), with_text.getbbox()
+    lifted = with_text.crop((left, moved[1], right, moved[1] + bottom - top))
+    assert lifted.tobytes() == plain.crop((left, top, right, bottom)).tobytes()
+    assert right - left > 4 * (bottom - top)  # seven letters
 
 
 def test_the_picture_depends_on_prompt_and_seed_and_nothing_else(tmp_path):
@@ -107,22 +124,22 @@ def test_any_prompt_can_be_rendered(tmp_path, prompt):
     assert v.probe(make(tmp_path / "a.mp4", prompt=prompt)).duration_ms == 1000
 
 
-def test_a_prompt_that_the_font_cannot_draw_leaves_no_boxes(tmp_path):
-    picture = next(pictures(make(tmp_path / "a.mp4", prompt="一只猫", width=640, height=360))).convert("L")
-    lower = picture.crop((20, 300, 620, 350))
-    lines = [lower.crop((0, y, 600, y + 1)).tobytes() for y in range(50)]
-    assert max(abs(a - b) for line in lines for a, b in itertools.pairwise(line)) < 16
+@pytest.mark.parametrize("text", ["一只猫", "a 🦊 in the 雪", "العربية", "Käfer"])
+def test_a_prompt_that_the_font_cannot_draw_leaves_no_boxes(text):
+    assert v.overlay(text, (640, 360)).tobytes() == v.overlay("", (640, 360)).tobytes()
 
 
-@pytest.mark.parametrize(("text", "lines"), [
-    ("Neon city rain", ["Neon city rain"]),
-    ("one two three four five six seven eight", ["one two three four", "five six seven eight"]),
-    ("word " * 40, ["word word word word word", "word word word word…"]),
-])  # fmt: skip
-def test_a_caption_has_two_lines_at_most_that_fit(text, lines):
-    font = v.ImageFont.load_default(16)
-    assert v.wrap_text(text.strip(), font, 210) == lines
-    assert all(font.getlength(line) <= 210 for line in lines)
+@pytest.mark.parametrize("text", ["A red kite", "rain – neon — night‑time", "it’s “now”"])
+def test_a_prompt_that_the_font_can_draw_is_the_caption(text):
+    assert v.overlay(text, (640, 360)).tobytes() != v.overlay("", (640, 360)).tobytes()
+
+
+@pytest.mark.parametrize("size", [(854, 480), (480, 854), (720, 720), (2520, 1080), (214, 120), (120, 214)])
+@pytest.mark.parametrize("text", ["Neon", "word " * 800, "W" * 500, "WWW MMM " * 30])
+def test_a_caption_stays_inside_the_picture(text, size):
+    (left, top, right, bottom), margin = v.overlay(text, size).getbbox(), min(size) / 30
+    assert left > margin and top > margin and right < size[0] - margin and bottom < size[1] - margin
+    assert bottom - top < 0.6 * size[1]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -130,6 +147,16 @@ def test_a_still_is_brought_to_life(tmp_path, kind):
     frames = list(pictures(make(tmp_path / "a.mp4", image=still(kind=kind))))
     assert frames[0].getpixel((20, 90))[0] > 150 and frames[0].getpixel((300, 90))[2] > 150
     assert frames[0].tobytes() != frames[-1].tobytes()
+
+
+def test_a_still_moves_and_never_jumps(tmp_path):
+    light = io.BytesIO()
+    Image.radial_gradient("L").save(light, "PNG")
+    film = pictures(make(tmp_path / "a.mp4", seconds=2, image=light.getvalue()))
+    grey = [picture.convert("L").resize((32, 18)).tobytes() for picture in film]
+    pairs = itertools.pairwise(grey)
+    assert max(abs(a - b) for before, after in pairs for a, b in zip(before, after, strict=True)) < 16
+    assert len({grey[0], grey[24], grey[-1]}) == 3
 
 
 def test_a_still_is_turned_upright(tmp_path):
