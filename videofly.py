@@ -59,7 +59,6 @@ import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -68,6 +67,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, ca
 from urllib.parse import quote, urlsplit
 
 import aiosqlite
+import anyio
 import argon2
 import av
 import click
@@ -614,12 +614,9 @@ MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibite
 
 
 def expand(text: str, values: Values) -> str:
-    """An address or header with its values in place.  Raises KeyError for a name that has none."""
-    def put(found: re.Match[str]) -> str:
-        value = str(values[found[2]])
-        return value if found[1] else quote(value, safe="")
-
-    return re.sub(r"\{(\+?)(\w+)\}", put, text)
+    """An address with its values in place.  Raises KeyError for a name that has none."""
+    return re.sub(r"\{(\+?)(\w+)\}", lambda found: str(values[found[2]]) if found[1] else
+                  quote(str(values[found[2]]), safe=""), text)  # fmt: skip
 
 
 def fill(tree: Any, values: Values) -> Any:
@@ -696,17 +693,16 @@ def holds(check: Check, body: Any) -> bool:
     return found in check.equals if check.equals else found is not None
 
 
-def error_in(template: Template, body: Any) -> str:
-    """The provider's own words for what went wrong, short and on one line."""
-    said = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
-            for paths in (template.error_code, template.error_message)]  # fmt: skip
-    words = ": ".join(itertools.chain(*said))
-    return " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
-
-
-def failed(error: str, *, said: str, state: Literal["failed", "canceled"] = "failed") -> Snapshot:
-    """The end of a job without a result; what was said tells whether for its content."""
-    return Snapshot(state, error=error, moderated=bool(MODERATION.search(said)))
+def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
+           state: Literal["failed", "canceled"] = "failed") -> Snapshot:  # fmt: skip
+    """The end of a job without a result, in the provider's own words, if it has any, short and on one line.
+    These words, and what else was said, tell whether it was for its content."""
+    parts = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
+             for paths in (template.error_code, template.error_message)]  # fmt: skip
+    words = ": ".join(itertools.chain(*parts))
+    line = " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
+    error = line or otherwise
+    return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
 
 
 def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
@@ -719,21 +715,17 @@ def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
     if any(holds(check, body) for check in template.fail_if):
         state = "failed"
     if state in ("failed", "canceled"):
-        error = error_in(template, body) or f"The provider says {said}."
-        return failed(error, said=f"{said} {error}", state=state)
+        return failed(template, body, f"The provider says {said}.", said=str(said), state=state)
     part = find(body, template.progress)
     percent = round(part * template.progress_scale) if isinstance(part, int | float) else 0
     return Snapshot(state, min(max(percent, 0), 100))
 
 
-def read_result(template: Template, body: Any, *, now: int) -> Snapshot:
-    """The end of a job that is said to have succeeded: without a result it has failed all the same."""
-    urls = find(body, template.results)
-    url = next((item for item in (urls if isinstance(urls, list) else [urls]) if isinstance(item, str)), None)
-    if url is None or not url.startswith(("https://", "http://", "data:")):
-        error = error_in(template, body) or "The provider finished without a result."
-        return failed(error, said=as_json(body))
-    return Snapshot("succeeded", 100, url, now + template.result_hours * HOUR)
+def find_result(template: Template, body: Any) -> str | None:
+    """The address of the result, at one of its paths, or first in a list there."""
+    found = find_all(body, [each for path in template.results for each in (path, f"{path}.*")])
+    schemes = ("https://", "http://", "data:")
+    return next((url for url in found if isinstance(url, str) and url.startswith(schemes)), None)
 
 
 def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
@@ -2342,15 +2334,14 @@ Storage = FolderStorage | BucketStorage
 # 12  Outside
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
-# after the name was looked up, so no spelling and no second answer of a name server leads inside.  No call is
-# ever cancelled from outside (httpx 0.28 would lose a place in its pool); it has a deadline of its own, which
-# every read keeps to.
+# after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
+# says how long: by anyio's scopes, in which httpx's connections clean up after themselves (when a task is
+# cancelled, they may not).
 
 RESULT_MAX = 4 << 30  # bytes of a video
 RESULT_S = 3600.0  # for the whole of it
 ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
 REDIRECTS_MAX = 3
-DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of the running call, monotonic
 DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
     "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
     "2001::/32", "::/96", "fec0::/10",
@@ -2364,21 +2355,18 @@ def is_public(address: str) -> bool:
     return ip.is_global and not inside
 
 
-class Blocked(httpcore.ConnectError):
-    """The address leads where nobody sent us."""
-
-
 class Guard(httpcore.AsyncNetworkBackend):
     """Connects to public addresses on port 443, and to hosts that the operator has named."""
 
     def __init__(self, named: Iterable[str]) -> None:
         self.named, self.inner = named, httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, *args: Any, **words: Any) -> "TimedStream":
+    async def connect_tcp(self, host: str, port: int, *args: Any,
+                          **words: Any) -> httpcore.AsyncNetworkStream:  # fmt: skip
         failure: Exception = httpcore.ConnectError(f"{host} has no address.")
         for address in await self.look_up(host, port):
             try:
-                return TimedStream(await self.inner.connect_tcp(address, port, *args, **words))
+                return await self.inner.connect_tcp(address, port, *args, **words)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as refusal:
                 failure = refusal
         raise failure
@@ -2391,32 +2379,8 @@ class Guard(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError(f"{host} is not known: {failure}") from failure
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         if host not in self.named and (port != 443 or not all(map(is_public, addresses))):
-            raise Blocked(f"{host}:{port} is not a public address.")
+            raise httpcore.UnsupportedProtocol(f"{host}:{port} is not a public address.")
         return addresses[:4]
-
-
-class TimedStream(httpcore.AsyncNetworkStream):
-    """A connection on which nothing takes longer than the call's deadline allows."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        self.inner, self.aclose, self.get_extra_info = inner, inner.aclose, inner.get_extra_info  # type: ignore[method-assign]
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        return await self.inner.read(max_bytes, time_left(timeout))
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self.inner.write(buffer, time_left(timeout))
-
-    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        return TimedStream(await self.inner.start_tls(*args, **kwargs))
-
-
-def time_left(timeout: float | None) -> float | None:
-    """Seconds.  Raises ReadTimeout when there are none."""
-    left = min(DEADLINE.get() - time.monotonic(), timeout or math.inf)
-    if left <= 0:
-        raise httpcore.ReadTimeout("The call took too long.")
-    return None if left == math.inf else left
 
 
 CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
@@ -2433,13 +2397,16 @@ def outside_client(named: Iterable[str], auth: Callable[[httpx.Request], httpx.R
                              timeout=httpx.Timeout(30, connect=10, pool=None))  # fmt: skip
 
 
-async def exchange(client: httpx.AsyncClient, method: str, url: str, *, within_s: float,
-                   **words: Any) -> tuple[httpx.Response, Any]:  # fmt: skip
+async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_s: float,
+                   ) -> tuple[httpx.Response, Any]:  # fmt: skip
     """One call to a provider: its answer, and the JSON in it, if there is any.  Raises httpx.HTTPError."""
-    DEADLINE.set(time.monotonic() + within_s)
-    timeout = httpx.Timeout(within_s, connect=min(10, within_s), pool=None)
-    async with client.stream(method, url, timeout=timeout, **words) as answer:
-        body = b"".join([chunk async for chunk in capped(answer, ANSWER_MAX)])
+    request.extensions["timeout"] = httpx.Timeout(None, connect=10).as_dict()
+    try:
+        with anyio.fail_after(within_s):
+            async with contextlib.aclosing(await client.send(request, stream=True)) as answer:
+                body = b"".join([chunk async for chunk in capped(answer, ANSWER_MAX)])
+    except TimeoutError:
+        raise httpx.ReadTimeout("The call took too long.", request=request) from None
     return answer, loads(body)
 
 
@@ -2461,10 +2428,8 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
-                     **words: Any) -> AsyncIterator[bytes]:  # fmt: skip
+async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> AsyncIterator[bytes]:
     """A video, or a part of it, also over redirects.  Raises OriginalExpired, NotAVideo."""
-    DEADLINE.set(time.monotonic() + within_s)
     try:
         for _ in range(1 + REDIRECTS_MAX):
             async with client.stream("GET", url, **words) as answer:
@@ -2476,10 +2441,8 @@ async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
                         yield chunk
                     return
                 url = str(answer.url.join(answer.headers["location"]))
-    except (httpx.DecodingError, httpx.ConnectError) as failure:
-        if isinstance(failure, httpx.DecodingError) or isinstance(failure.__cause__, Blocked):
-            raise NotAVideo(str(failure)) from None
-        raise
+    except (httpx.DecodingError, httpx.UnsupportedProtocol) as failure:
+        raise NotAVideo(str(failure)) from None
     raise NotAVideo("it is behind too many redirects")
 
 
@@ -2540,10 +2503,10 @@ class HttpProvider(Provider):
         self.ready = bool(key or not template.key)
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
         self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
-        self.headers = {name: expand(text, {"key": key}) for name, text in template.headers.items()
+        self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
         try:
-            self.own = httpx.URL(template.base_url)
+            self.own = httpx.URL(template.base_url).join("/")
             named = {self.own.host, *template.private_hosts}
         except (httpx.InvalidURL, ValueError) as error:
             raise Refused(f"provider {template.name}: base_url: {error}.") from None
@@ -2552,23 +2515,19 @@ class HttpProvider(Provider):
 
     def identify(self, request: httpx.Request) -> httpx.Request:
         """Put on what our key is in, if it goes to the provider's own host."""
-        if request.url.netloc == self.own.netloc:
+        if request.url.join("/") == self.own:
             request.headers.update(self.headers)
         return request
 
     async def submit(self, job: Job) -> str:
-        template = self.template
-        if job.submitted_at is not None and (ref := await self.look_up(job)):
-            return ref
+        template, ref = self.template, as_json({"id": job.id})
+        if job.submitted_at is not None and (await self.fetch(ref)).state != "missing":
+            return ref  # it was sent before, and has arrived
+        order = await self.order(job)
         try:
-            upstream = self.known_as.get(job.model) or Upstream(job.model)
-            body = merged(template.submit.body, (job.images and upstream.image_body) or upstream.body)
-            order = msgspec.structs.replace(template.submit, body=body)
-            answer, body = await self.call(order, await self.values(job, upstream))
-        except LookupError as failure:
-            raise SubmitRefused(f"The provider has no word for {failure}.") from None
-        except StorageFailed as failure:
-            raise SubmitRefused(failure.message, again=True) from None
+            answer, body = await self.ask(order)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as failure:
+            raise SubmitRefused(str(failure) or "The provider cannot be reached.", again=True) from None
         self.check(answer, body)
         id = find(body, template.id) or (job.id if template.own_id or not template.id else None)
         if id is None:
@@ -2579,37 +2538,34 @@ class HttpProvider(Provider):
             kept["result"] = body
         return as_json({"id": str(id), **kept})
 
-    async def look_up(self, job: Job) -> str | None:
-        """The ref of an order that was sent before, if it arrived; for whoever takes our id as its own."""
-        ref = as_json({"id": job.id})
+    async def order(self, job: Job) -> httpx.Request:
+        """What to send, when an image is where the provider wants it.  Raises SubmitRefused."""
+        upstream = self.known_as.get(job.model) or Upstream(job.model)
+        extra = (job.images and upstream.image_body) or upstream.body
+        body = merged(self.template.submit.body, extra)
         try:
-            return ref if (await self.fetch(ref)).state != "missing" else None
-        except httpx.HTTPError as failure:  # as if no answer had come: it may well have arrived
-            raise httpx.ReadError(str(failure)) from None
+            values = await self.values(job, upstream)
+            return self.request(msgspec.structs.replace(self.template.submit, body=body), values)
+        except LookupError as failure:
+            raise SubmitRefused(f"The provider has no word for {failure}.") from None
+        except (StorageFailed, httpx.HTTPError) as failure:
+            raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
 
     def check(self, answer: httpx.Response, body: Any) -> None:
         """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
-        code = self.code(answer, body)
-        if code < 300:
+        code = answer.status_code
+        if answer.is_success:
             return
-        reason = error_in(self.template, body) or f"The provider answered {code}."
-        if 400 <= code < 500 or code == 503:
-            raise SubmitRefused(reason, again=code in (429, 503), after_ms=retry_after(answer),
-                                moderated=bool(MODERATION.search(reason)))  # fmt: skip
-        raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
-
-    def code(self, answer: httpx.Response, body: Any) -> int:
-        """The HTTP status; where that is fine and the body says otherwise, what the body says."""
-        ok = self.template.ok
-        if not answer.is_success or ok is None or holds(ok, body):
-            return answer.status_code
-        said = find(body, [ok.path])
-        return said if isinstance(said, int) and said >= 300 else 400
+        no = failed(self.template, body, f"The provider answered {code}.")
+        if answer.is_client_error or code == 503:
+            raise SubmitRefused(str(no.error), again=code in (429, 503), after_ms=retry_after(answer),
+                                moderated=no.moderated)  # fmt: skip
+        raise httpx.HTTPStatusError(str(no.error), request=answer.request, response=answer)
 
     async def fetch(self, ref: str) -> Snapshot:
         values = msgspec.json.decode(ref)
         if not self.template.status:
-            return read_result(self.template, values["result"], now=self.now())
+            return await self.outcome(values["result"], values)
         for call in self.template.status:
             answer, body = await self.call(call, values)
             if snapshot := self.read_answer(answer, body, values["id"]):
@@ -2624,10 +2580,10 @@ class HttpProvider(Provider):
     def read_answer(self, answer: httpx.Response, body: Any, id: str) -> Snapshot | None:
         """How a job stands; None where the provider does not know it.  Some send a failed job with a 500, and
         some an error's own status: believed where it names the job."""
-        template, code = self.template, self.code(answer, body)
-        named = code < 300 or str(find(body, template.id)) == id
+        template, code = self.template, answer.status_code
+        named = answer.is_success or str(find(body, template.id)) == id
         snapshot = read_status(template, body, id) if named else None
-        if snapshot is None and code != 404 and not (template.lists and code < 300):
+        if snapshot is None and code != 404 and not (template.lists and answer.is_success):
             log.warning("%s: %s and no state in %s", template.name, code, redact(body))
             raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
         return snapshot
@@ -2638,15 +2594,19 @@ class HttpProvider(Provider):
         if template.outcome:
             answer, body = await self.call(template.outcome, values)
             if answer.is_client_error and answer.status_code not in ABOUT_US:
-                reason = error_in(template, body) or f"The provider answered {answer.status_code}."
-                return failed(reason, said=reason)
+                return failed(template, body, f"The provider answered {answer.status_code}.")
             answer.raise_for_status()
-        file = find_video_file(template, body) if template.files else {}
-        if template.content is None or file is None or find(body, template.results):
-            return read_result(template, body, now=self.now())
-        query = fill(template.content.query, file) or None
-        url = httpx.URL(self.address(template.content.path, values), params=query)
-        return Snapshot("succeeded", 100, str(url), self.now() + template.result_hours * HOUR)
+        url = find_result(template, body) or self.content_url(body, values)
+        if url is None:
+            return failed(template, body, "The provider finished without a result.", said=as_json(body))
+        return Snapshot("succeeded", 100, url, self.now() + template.result_hours * HOUR)
+
+    def content_url(self, body: Any, values: Values) -> str | None:
+        """Where the result itself is, if its address is in no answer."""
+        content, file = self.template.content, find_video_file(self.template, body) if self.template.files else {}
+        if content is None or file is None:
+            return None
+        return str(httpx.URL(self.address(content.path, values), params=fill(content.query, file) or None))
 
     async def cancel(self, ref: str) -> None:
         for call in self.template.cancel:
@@ -2657,9 +2617,9 @@ class HttpProvider(Provider):
         if url.startswith("data:"):
             yield base64.b64decode(url.partition(",")[2])
             return
-        headers, within_s = ({"Range": "bytes=0-1023"}, 10.0) if part else ({}, RESULT_S)
+        headers = {"Range": "bytes=0-1023"} if part else {}
         auth = httpx.USE_CLIENT_DEFAULT if self.template.auth_result or self.template.content else None
-        async for chunk in fetch_file(self.client, url, within_s=within_s, headers=headers, auth=auth):
+        async for chunk in fetch_file(self.client, url, headers=headers, auth=auth):
             yield chunk
 
     async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
@@ -2671,7 +2631,8 @@ class HttpProvider(Provider):
         right = is_signed_by(template.callback, headers, body, self.keys, self.now())
         if age < 60 or (age < 86_400 and right):
             return right
-        _, found = await exchange(self.client, "GET", template.secrets_url, within_s=10)
+        asked = self.client.build_request("GET", template.secrets_url)
+        _, found = await exchange(self.client, asked, within_s=10)
         self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
         return is_signed_by(template.callback, headers, body, self.keys, self.now())
 
@@ -2693,17 +2654,28 @@ class HttpProvider(Provider):
         url = expand(path, values)
         if not url.startswith(("https://", "http://")):
             return self.template.base_url.rstrip("/") + url
-        if httpx.URL(url).netloc != self.own.netloc:
+        if httpx.URL(url).join("/") != self.own:
             raise Misled
         return url
 
-    async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
+    def request(self, call: Call, values: Values) -> httpx.Request:
         url = self.address((values.get("image") and call.image_path) or call.path, values)
-        words: dict[str, Any] = {"params": fill(call.query, values) or None}
-        if call.body:
-            body = fill(call.body, values) or {}
-            words |= as_form(body) if call.form else {"json": body}
-        return await exchange(self.client, call.method, url, within_s=self.template.call_s, **words)
+        body = fill(call.body, values) or {}
+        content = as_form(body) if call.form else {"json": body} if call.body else {}
+        return self.client.build_request(call.method, url, params=fill(call.query, values) or None, **content)
+
+    async def ask(self, request: httpx.Request) -> tuple[httpx.Response, Any]:
+        """The answer, and the JSON in it.  Where its status is fine and its body is not, what the body says
+        counts."""
+        answer, body = await exchange(self.client, request, within_s=self.template.call_s)
+        ok = self.template.ok
+        if answer.is_success and ok and not holds(ok, body):
+            said = find(body, [ok.path])
+            answer.status_code = said if isinstance(said, int) and said >= 300 else 400
+        return answer, body
+
+    async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
+        return await self.ask(self.request(call, values))
 
     async def values(self, job: Job, upstream: Upstream) -> dict[str, Any]:
         """What a template may ask for."""
@@ -2717,7 +2689,9 @@ class HttpProvider(Provider):
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
-                values["uploaded"] = await self.upload(self.template.upload, values)
+                answer, body = await self.call(self.template.upload, values)
+                self.check(answer, body)
+                values["uploaded"] = find(body, self.template.uploaded)
         return values
 
     async def image_values(self, key: str) -> dict[str, Any]:
@@ -2736,15 +2710,6 @@ class HttpProvider(Provider):
         asked = f"job={job.id}&attempt={job.attempt}&token={token}"
         path = f"/api/v1/video/callback/{self.template.name}?{asked}"
         return self.settings.public_url + path if self.settings.public_url else None
-
-    async def upload(self, call: Call, values: Values) -> Any:
-        """What the provider calls our image, where it wants it before the order.  Raises SubmitRefused."""
-        try:
-            answer, body = await self.call(call, values)
-            self.check(answer, body)
-        except httpx.HTTPError as failure:
-            raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
-        return find(body, self.template.uploaded)
 
 
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
@@ -2784,9 +2749,8 @@ class LocalProvider(Provider):
         self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
         self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
-        self.tasks: dict[str, asyncio.Task[None]] = {}  # by ref, like the others
-        self.states: dict[str, Snapshot] = {}  # running or failed
-        self.cancelled: set[str] = set()
+        self.tasks: dict[str, asyncio.Task[Snapshot]] = {}  # by ref, like the others
+        self.progress: dict[str, int] = {}
 
     async def submit(self, job: Job) -> str:
         width, height = frame_size(job.aspect_ratio, job.quality)
@@ -2797,18 +2761,23 @@ class LocalProvider(Provider):
         return ref
 
     async def fetch(self, ref: str) -> Snapshot:
-        if ref in self.cancelled:
-            self.cancelled &= self.tasks.keys()
-            return Snapshot("canceled")
         if (file := self.file(ref)).exists():
+            self.tasks.pop(ref, None)
             return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
-        if ref not in self.states:  # a new one, or the process that began it is gone
-            self.states[ref] = Snapshot("running")
+        task = self.task(ref)
+        if not task.done() and not task.cancelling():
+            return Snapshot("running", self.progress.get(ref, 0))
+        del self.tasks[ref]
+        return Snapshot("canceled") if task.cancelling() else task.result()
+
+    def task(self, ref: str) -> asyncio.Task[Snapshot]:
+        """Begun here, if it is a new one, or the process that began it is gone."""
+        if ref not in self.tasks:
             self.tasks[ref] = asyncio.create_task(self.make(ref))
-        return self.states[ref]
+        return self.tasks[ref]
 
     async def cancel(self, ref: str) -> None:
-        self.cancelled.add(ref)
+        self.task(ref).cancel()
         self.file(ref).unlink(missing_ok=True)
 
     async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
@@ -2820,38 +2789,37 @@ class LocalProvider(Provider):
 
     async def close(self) -> None:
         """Stop rendering; what was begun is begun again after the next start."""
-        self.cancelled.update(self.tasks)
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        self.threads.shutdown()
+        tasks, self.tasks = self.tasks.values(), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self.threads.shutdown)
 
     def file(self, ref: str) -> Path:
         return self.folder / f"{msgspec.json.decode(ref)['id']}.mp4"
 
-    async def make(self, ref: str) -> None:
-        part, wish, kept = self.file(ref).with_suffix(".part.mp4"), msgspec.json.decode(ref), {}
-        id = wish.pop("id")
+    async def make(self, ref: str) -> Snapshot:
+        part, wish = self.file(ref).with_suffix(".part.mp4"), msgspec.json.decode(ref)
+        id, end = wish.pop("id"), Snapshot("running", 99)  # from then on its file tells
 
         def report(percent: int) -> None:
-            if ref in self.cancelled:
+            if ref not in self.tasks:  # nobody wants it any more
                 raise InterruptedError
-            self.states[ref] = Snapshot("running", min(percent, 99))
+            self.progress[ref] = min(percent, 99)
 
         try:
             wish["image"] = await self.read(wish["image"]) if wish["image"] else None
             work = functools.partial(render_preview, part, **wish, report=report)
             await asyncio.get_running_loop().run_in_executor(self.threads, work)
             os.replace(part, self.file(ref))
-        except InterruptedError:
-            log.info("render of %s stopped", id)
         except Exception as bad:
             log.exception("render of %s", id)
-            kept[ref] = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
+            end = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
         finally:
-            del self.tasks[ref], self.states[ref]
-            self.cancelled.discard(ref)
-            self.states.update(kept)
+            self.progress.pop(ref, None)
         if self.wake:
             await self.wake(id[:36])
+        return end
 
 
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
@@ -3106,8 +3074,8 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         return
     try:
         ref = await provider.submit(job)
-    except (SubmitRefused, httpx.ConnectError, httpx.ConnectTimeout) as refusal:
-        breaker.heard(isinstance(refusal, SubmitRefused) and not refusal.again, app.now())
+    except SubmitRefused as refusal:
+        breaker.heard(not refusal.again, app.now())
         await ask_next(app, job, refusal)
     except httpx.HTTPError as failure:
         log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
@@ -3119,15 +3087,14 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         await app.write(mark_generating, job=job, ref=ref, due_at=app.now() + back_off(0, provider.poll_s))
 
 
-async def ask_next(app: App, job: Job, refusal: Exception) -> None:
+async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
-    kind = Moderated if isinstance(refusal, SubmitRefused) and refusal.moderated else ProviderFailed
+    kind = Moderated if refusal.moderated else ProviderFailed
     offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
     await app.write(
         pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
-        problem=kind(str(refusal) or "The provider cannot be reached."),
-        again=not isinstance(refusal, SubmitRefused) or refusal.again,
-        due_at=app.now() + max(back_off(job.tries), getattr(refusal, "after_ms", 0)))  # fmt: skip
+        problem=kind(str(refusal)), again=refusal.again,
+        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))  # fmt: skip
 
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
@@ -3171,7 +3138,7 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     keys = stored_keys(job.id, job.attempt)
     try:
-        with file.open("wb") as target:
+        with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
         media = msgspec.structs.asdict(await asyncio.to_thread(probe, file))
@@ -3212,7 +3179,8 @@ async def check_original(app: App, job: Job) -> None:
     provider = app.providers.get(job.provider, Provider())
     if job.status != "FAILED" or job.ref is None or job.original_url is None:
         return
-    with contextlib.suppress(httpx.HTTPError, NotAVideo):  # who cannot be asked just now will be asked again
+    # Who cannot be asked just now will be asked again.
+    with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):
         result = provider.open_result(job.ref, job.original_url, part=True)
         async with contextlib.aclosing(cast(Any, result)) as first:
             await anext(first, None)

@@ -4,6 +4,7 @@ no more than one job is ever paid for one order."""
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import re
 import tomllib
@@ -878,9 +879,8 @@ def test_public_addresses_are_told_from_those_inside(address, public):
     "127.1", "2130706433", "0", "localhost", "0x7f000001", "017700000001", "[::1]"])
 async def test_no_spelling_of_this_machine_is_called(host):
     async with v.outside_client(()) as client:
-        with pytest.raises(httpx.ConnectError) as refused:
+        with pytest.raises(httpx.UnsupportedProtocol, match="not a public address"):
             await client.get(f"https://{host}/")
-    assert isinstance(refused.value.__cause__, v.Blocked)
 
 
 async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_with_them():
@@ -888,12 +888,13 @@ async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_
         upstream.always("poll", drip(1, 0.02))
         headers, url = {"Authorization": f"Bearer {upstream.key}"}, f"{upstream.url}/v1/videos/x"
         async with v.outside_client({"127.0.0.1"}) as client:
+            asked = functools.partial(client.build_request, "GET", url, headers=headers)
             for _ in range(20):
-                calls = [v.exchange(client, "GET", url, within_s=0.05, headers=headers) for _ in range(100)]
+                calls = [v.exchange(client, asked(), within_s=0.05) for _ in range(100)]
                 found = await asyncio.gather(*calls, return_exceptions=True)
                 assert all(isinstance(failure, httpx.TimeoutException) for failure in found)
             upstream.always("poll", None)
-            answer, _ = await v.exchange(client, "GET", url, within_s=10, headers=headers)
+            answer, _ = await v.exchange(client, asked(), within_s=10)
             assert answer.status_code == 404
             assert len(client._transport._pool.connections) <= 1
 

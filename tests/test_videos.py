@@ -71,7 +71,7 @@ async def test_a_failed_video_costs_nothing(client, app, ada, provider):
 
 
 async def test_a_provider_that_is_down_is_asked_again(client, app, ada, clock, provider):
-    provider.script = [httpx.ConnectError("down")]
+    provider.script = [v.SubmitRefused("down", again=True)]
     video = await order(client)
     await work(app, for_s=0)
     assert (await show(client, video))["status"] == "PENDING"
