@@ -729,58 +729,50 @@ def find_result(template: Template, body: Any) -> str | None:
 
 
 def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
-    """What describes the video among the files of an answer; a temporary one, if there is no other."""
+    """What describes the video among the files of an answer; a temporary one, if there is no other.  It is
+    empty where nothing has to."""
     found = [file for file in find_all(body, template.files) if isinstance(file, dict)
              and any(VIDEO_NAME.search(str(part)) for part in file.values())]  # fmt: skip
-    return min(found, key=lambda file: "temp" in file.values(), default=None)
+    return min(found, key=lambda file: "temp" in file.values(), default=None if template.files else {})
 
 
 SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 
 
-def signed_standard(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
-    """Whether a callback is signed as https://www.standardwebhooks.com says; any of its v1 counts."""
-    id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
-    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
-    right = b"v1," + base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + body, "sha256"))
-    given = headers.get("webhook-signature", "").encode().split()
-    return any(hmac.compare_digest(one, right) for one in given)
-
-
-def signed_kie(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
-    """Whether Kie signed a callback's id and time.  It does not sign the body."""
-    timestamp, id = headers.get("x-webhook-timestamp", ""), find(loads(body), ["data.taskId", "data.task_id"])
-    right = base64.b64encode(hmac.digest(secret.encode(), f"{id}.{timestamp}".encode(), "sha256"))
-    return hmac.compare_digest(headers.get("x-webhook-signature", "").encode(), right)
-
-
-def signed_fal(headers: Mapping[str, str], body: bytes, x: str) -> bool:
-    """Whether one of fal's keys (the x of a JWK) signed a callback: Ed25519 over four lines."""
-    from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
-
-    parts = [headers.get(f"x-fal-webhook-{name}", "") for name in ("request-id", "user-id", "timestamp")]
-    message = "\n".join([*parts, hashlib.sha256(body).hexdigest()]).encode()
-    with contextlib.suppress(ValueError, TypeError):
-        public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
-        signature = bytes.fromhex(headers.get("x-fal-webhook-signature", ""))
-        eddsa.new(public, "rfc8032").verify(message, signature)
-        return True
-    return False
-
-
-# How callbacks are signed: the header with the time, and the check with one secret.
-SIGNATURES: dict[str, tuple[str, Callable[[Mapping[str, str], bytes, str], bool]]] = {
-    "standard": ("webhook-timestamp", signed_standard),
-    "kie": ("x-webhook-timestamp", signed_kie),
-    "fal": ("x-fal-webhook-timestamp", signed_fal)}
-
-
 def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
     """Whether one of the keys signed a callback, a short while ago."""
-    clock, check = SIGNATURES[kind]
-    at = headers.get(clock, "")
-    fresh = at.isdecimal() and len(at) < 12 and abs(now // SECOND - int(at)) <= SIGNED_FOR
-    return fresh and any(check(headers, body, key) for key in keys)
+    prefix = {"standard": "webhook-", "kie": "x-webhook-", "fal": "x-fal-webhook-"}[kind]
+    id, at, given, request, user = (
+        headers.get(prefix + name, "") for name in ("id", "timestamp", "signature", "request-id", "user-id"))
+    if not at.isdecimal() or len(at) > 11 or abs(now // SECOND - int(at)) > SIGNED_FOR:
+        return False
+    match kind:
+        case "standard":  # https://www.standardwebhooks.com
+            message = f"{id}.{at}.".encode() + body
+        case "kie":  # which does not sign the body
+            message = f"{find(loads(body), ['data.taskId', 'data.task_id'])}.{at}".encode()
+        case _:
+            message = "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()
+    signed = signed_ed25519 if kind == "fal" else signed_hmac
+    return any(signed(message, given, key) for key in keys)
+
+
+def signed_hmac(message: bytes, given: str, secret: str) -> bool:
+    """Whether one of the signatures given is right."""
+    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
+    right = base64.b64encode(hmac.digest(key, message, "sha256"))
+    return any(hmac.compare_digest(one.removeprefix("v1,").encode(), right) for one in given.split())
+
+
+def signed_ed25519(message: bytes, given: str, x: str) -> bool:
+    """The same with a public key, of which x is the middle of its JWK."""
+    from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
+
+    with contextlib.suppress(ValueError, TypeError):
+        public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+        eddsa.new(public, "rfc8032").verify(message, bytes.fromhex(given))
+        return True
+    return False
 
 
 HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
@@ -2363,13 +2355,11 @@ class Guard(httpcore.AsyncNetworkBackend):
 
     async def connect_tcp(self, host: str, port: int, *args: Any,
                           **words: Any) -> httpcore.AsyncNetworkStream:  # fmt: skip
-        failure: Exception = httpcore.ConnectError(f"{host} has no address.")
-        for address in await self.look_up(host, port):
-            try:
+        *others, last = await self.look_up(host, port)
+        for address in others:
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self.inner.connect_tcp(address, port, *args, **words)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as refusal:
-                failure = refusal
-        raise failure
+        return await self.inner.connect_tcp(last, port, *args, **words)
 
     async def look_up(self, host: str, port: int) -> list[str]:
         """A name's addresses, if all of them may be called."""
@@ -2386,15 +2376,15 @@ class Guard(httpcore.AsyncNetworkBackend):
 CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
 
 
-def outside_client(named: Iterable[str], auth: Callable[[httpx.Request], httpx.Request] | None = None,
-                   ) -> httpx.AsyncClient:  # fmt: skip
+def outside_client(named: Iterable[str], base_url: str = "",
+                   auth: Callable[[httpx.Request], httpx.Request] | None = None) -> httpx.AsyncClient:
     """A client for one provider, so that none can use up another's connections."""
     transport = httpx.AsyncHTTPTransport(CERTIFICATES(trust_env=False),
                                          limits=httpx.Limits(max_keepalive_connections=20))  # fmt: skip
     transport._pool._network_backend = Guard(named)
     headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
-    return httpx.AsyncClient(transport=transport, headers=headers, auth=auth, trust_env=False,
-                             timeout=httpx.Timeout(30, connect=10, pool=None))  # fmt: skip
+    return httpx.AsyncClient(transport=transport, base_url=base_url, headers=headers, auth=auth,
+                             trust_env=False, timeout=httpx.Timeout(30, connect=10, pool=None))
 
 
 async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_s: float,
@@ -2460,10 +2450,6 @@ class SubmitRefused(Exception):
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
 
 
-class Misled(Exception):
-    """The provider sent us to another host, which must not get our key."""
-
-
 class Provider:
     """What is asked of who makes videos.  This one itself has left the catalogue while it had work.  Any call
     may raise httpx.HTTPError: nobody knows, ask again later."""
@@ -2506,12 +2492,11 @@ class HttpProvider(Provider):
         self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
         try:
-            self.own = httpx.URL(template.base_url).join("/")
-            named = {self.own.host, *template.private_hosts}
+            named = {httpx.URL(template.base_url).host, *template.private_hosts}
+            self.client = outside_client(named, template.base_url, self.identify)
         except (httpx.InvalidURL, ValueError) as error:
             raise Refused(f"provider {template.name}: base_url: {error}.") from None
-        self.client = outside_client(named, self.identify)
-        self.close = self.client.aclose
+        self.own, self.close = self.client.base_url.join("/"), self.client.aclose
 
     def identify(self, request: httpx.Request) -> httpx.Request:
         """Put on what our key is in, if it goes to the provider's own host."""
@@ -2541,8 +2526,7 @@ class HttpProvider(Provider):
     async def order(self, job: Job) -> httpx.Request:
         """What to send, when an image is where the provider wants it.  Raises SubmitRefused."""
         upstream = self.known_as.get(job.model) or Upstream(job.model)
-        extra = (job.images and upstream.image_body) or upstream.body
-        body = merged(self.template.submit.body, extra)
+        body = merged(self.template.submit.body, (job.images and upstream.image_body) or upstream.body)
         try:
             values = await self.values(job, upstream)
             return self.request(msgspec.structs.replace(self.template.submit, body=body), values)
@@ -2567,7 +2551,7 @@ class HttpProvider(Provider):
         if not self.template.status:
             return await self.outcome(values["result"], values)
         for call in self.template.status:
-            answer, body = await self.call(call, values)
+            answer, body = await self.ask(self.request(call, values))
             if snapshot := self.read_answer(answer, body, values["id"]):
                 break
         else:
@@ -2592,26 +2576,21 @@ class HttpProvider(Provider):
         """The result of a job that is said to have succeeded, or why there is none."""
         template = self.template
         if template.outcome:
-            answer, body = await self.call(template.outcome, values)
+            answer, body = await self.ask(self.request(template.outcome, values))
             if answer.is_client_error and answer.status_code not in ABOUT_US:
                 return failed(template, body, f"The provider answered {answer.status_code}.")
             answer.raise_for_status()
-        url = find_result(template, body) or self.content_url(body, values)
-        if url is None:
+        url = find_result(template, body)
+        if template.content and not url and (file := find_video_file(template, body)) is not None:
+            url = str(self.request(template.content, {**values, **file}).url)
+        if not url:
             return failed(template, body, "The provider finished without a result.", said=as_json(body))
         return Snapshot("succeeded", 100, url, self.now() + template.result_hours * HOUR)
-
-    def content_url(self, body: Any, values: Values) -> str | None:
-        """Where the result itself is, if its address is in no answer."""
-        content, file = self.template.content, find_video_file(self.template, body) if self.template.files else {}
-        if content is None or file is None:
-            return None
-        return str(httpx.URL(self.address(content.path, values), params=fill(content.query, file) or None))
 
     async def cancel(self, ref: str) -> None:
         for call in self.template.cancel:
             if call.only is None or (await self.fetch(ref)).state == call.only:
-                await self.call(call, msgspec.json.decode(ref))
+                await self.ask(self.request(call, msgspec.json.decode(ref)))
 
     async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
         if url.startswith("data:"):
@@ -2628,13 +2607,13 @@ class HttpProvider(Provider):
         template, age = self.template, self.clock() - self.keys_at
         if template.callback == "none" or not (self.keys or template.secrets_url):
             return True
-        right = is_signed_by(template.callback, headers, body, self.keys, self.now())
-        if age < 60 or (age < 86_400 and right):
-            return right
+        right = functools.partial(is_signed_by, template.callback, headers, body, now=self.now())
+        if age < 60 or (age < 86_400 and right(self.keys)):
+            return right(self.keys)
         asked = self.client.build_request("GET", template.secrets_url)
         _, found = await exchange(self.client, asked, within_s=10)
         self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
-        return is_signed_by(template.callback, headers, body, self.keys, self.now())
+        return right(self.keys)
 
     def adopt(self, body: bytes) -> str | None:
         """The ref of an order whose answer was lost, from a callback, where that is all it takes."""
@@ -2649,20 +2628,16 @@ class HttpProvider(Provider):
     def now(self) -> int:
         return int(self.clock() * 1000)
 
-    def address(self, path: str, values: Values) -> str:
-        """Where a call goes; an address that the provider gave, only if it is on its own host."""
-        url = expand(path, values)
-        if not url.startswith(("https://", "http://")):
-            return self.template.base_url.rstrip("/") + url
-        if httpx.URL(url).join("/") != self.own:
-            raise Misled
-        return url
-
     def request(self, call: Call, values: Values) -> httpx.Request:
-        url = self.address((values.get("image") and call.image_path) or call.path, values)
+        """A call with its values in place.  An address that the provider gave has to be its own host's."""
+        path = expand((values.get("image") and call.image_path) or call.path, values)
         body = fill(call.body, values) or {}
         content = as_form(body) if call.form else {"json": body} if call.body else {}
-        return self.client.build_request(call.method, url, params=fill(call.query, values) or None, **content)
+        query = fill(call.query, values) or None
+        request = self.client.build_request(call.method, path, params=query, **content)
+        if request.url.join("/") != self.own:
+            raise ProviderFailed("The provider sent us to another host.")
+        return request
 
     async def ask(self, request: httpx.Request) -> tuple[httpx.Response, Any]:
         """The answer, and the JSON in it.  Where its status is fine and its body is not, what the body says
@@ -2673,9 +2648,6 @@ class HttpProvider(Provider):
             said = find(body, [ok.path])
             answer.status_code = said if isinstance(said, int) and said >= 300 else 400
         return answer, body
-
-    async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
-        return await self.ask(self.request(call, values))
 
     async def values(self, job: Job, upstream: Upstream) -> dict[str, Any]:
         """What a template may ask for."""
@@ -2689,7 +2661,7 @@ class HttpProvider(Provider):
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
-                answer, body = await self.call(self.template.upload, values)
+                answer, body = await self.ask(self.request(self.template.upload, values))
                 self.check(answer, body)
                 values["uploaded"] = find(body, self.template.uploaded)
         return values
@@ -2745,12 +2717,12 @@ class LocalProvider(Provider):
     poll_s = 1.0
     life = HOUR  # how long a render is kept, milliseconds
 
-    def __init__(self, folder: Path, read: Callable[[str], Awaitable[bytes]]) -> None:
+    def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]]) -> None:
         self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
-        self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
+        self.wake: Callable[[str], Coroutine[Any, Any, None]] | None = None  # told whose render has ended
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
-        self.tasks: dict[str, asyncio.Task[Snapshot]] = {}  # by ref, like the others
-        self.progress: dict[str, int] = {}
+        self.states: dict[str, Snapshot] = {}  # by ref, like the others
+        self.loop = asyncio.get_running_loop()
 
     async def submit(self, job: Job) -> str:
         width, height = frame_size(job.aspect_ratio, job.quality)
@@ -2761,23 +2733,16 @@ class LocalProvider(Provider):
         return ref
 
     async def fetch(self, ref: str) -> Snapshot:
-        if (file := self.file(ref)).exists():
-            self.tasks.pop(ref, None)
-            return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
-        task = self.task(ref)
-        if not task.done() and not task.cancelling():
-            return Snapshot("running", self.progress.get(ref, 0))
-        del self.tasks[ref]
-        return Snapshot("canceled") if task.cancelling() else task.result()
-
-    def task(self, ref: str) -> asyncio.Task[Snapshot]:
-        """Begun here, if it is a new one, or the process that began it is gone."""
-        if ref not in self.tasks:
-            self.tasks[ref] = asyncio.create_task(self.make(ref))
-        return self.tasks[ref]
+        if ref not in self.states:  # a new one, or the process that began it is gone
+            self.states[ref] = Snapshot("running")
+            self.threads.submit(self.render, ref)
+        state = self.states[ref]
+        if state.state != "running":  # an end is told once; who asks again begins again, and finds the file
+            del self.states[ref]
+        return state
 
     async def cancel(self, ref: str) -> None:
-        self.task(ref).cancel()
+        self.states[ref] = Snapshot("canceled")
         self.file(ref).unlink(missing_ok=True)
 
     async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
@@ -2789,37 +2754,40 @@ class LocalProvider(Provider):
 
     async def close(self) -> None:
         """Stop rendering; what was begun is begun again after the next start."""
-        tasks, self.tasks = self.tasks.values(), {}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self.threads.shutdown)
+        self.states.clear()
+        await asyncio.to_thread(self.threads.shutdown, cancel_futures=True)
 
     def file(self, ref: str) -> Path:
         return self.folder / f"{msgspec.json.decode(ref)['id']}.mp4"
 
-    async def make(self, ref: str) -> Snapshot:
-        part, wish = self.file(ref).with_suffix(".part.mp4"), msgspec.json.decode(ref)
-        id, end = wish.pop("id"), Snapshot("running", 99)  # from then on its file tells
+    def render(self, ref: str) -> None:
+        """On a thread: make the file, if it is not there, and note how that ended."""
+        file, wish = self.file(ref), msgspec.json.decode(ref)
+        part, id = file.with_suffix(".part.mp4"), wish.pop("id")
 
         def report(percent: int) -> None:
-            if ref not in self.tasks:  # nobody wants it any more
+            if ref not in self.states or self.states[ref].state != "running":
                 raise InterruptedError
-            self.progress[ref] = min(percent, 99)
+            self.states[ref] = Snapshot("running", min(percent, 99))
 
         try:
-            wish["image"] = await self.read(wish["image"]) if wish["image"] else None
-            work = functools.partial(render_preview, part, **wish, report=report)
-            await asyncio.get_running_loop().run_in_executor(self.threads, work)
-            os.replace(part, self.file(ref))
+            if not file.exists():
+                if wish["image"]:
+                    reading = asyncio.run_coroutine_threadsafe(self.read(wish["image"]), self.loop)
+                    wish["image"] = reading.result()
+                render_preview(part, **wish, report=report)
+                os.replace(part, file)
+            until_at = int(file.stat().st_mtime * 1000) + self.life
+            self.states[ref] = Snapshot("succeeded", 100, file.as_uri(), until_at)
+        except InterruptedError:
+            log.info("render of %s stopped", id)
+            return
         except Exception as bad:
             log.exception("render of %s", id)
-            end = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
-        finally:
-            self.progress.pop(ref, None)
+            error = f"The preview could not be rendered: {type(bad).__name__}."
+            self.states[ref] = Snapshot("failed", error=error)
         if self.wake:
-            await self.wake(id[:36])
-        return end
+            asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
 
 
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
@@ -3104,8 +3072,8 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
         if job.cancelled_at is not None:
             await provider.cancel(job.ref)
         snapshot = await provider.fetch(job.ref)
-    except Misled:
-        snapshot = Snapshot("failed", error="The provider sent us to another host.")
+    except ProviderFailed as misled:
+        snapshot = Snapshot("failed", error=misled.message)
     due_at = app.now() + int(pause * random.uniform(1, 1.2))  # so that not all ask at once
     await app.write(hear_provider, job=job, snapshot=snapshot, due_at=due_at)
 
