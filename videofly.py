@@ -611,6 +611,8 @@ STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
 }.items() for word in words.split()}  # fmt: skip
 VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
+HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
+SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 
 
 def expand(text: str, values: Values) -> str:
@@ -625,8 +627,7 @@ def fill(tree: Any, values: Values) -> Any:
         case {"$": name, **how}:
             return fill(shape(values.get(name), how), values)
         case dict() if tree:
-            filled = {key: fill(part, values) for key, part in tree.items()}
-            return {key: part for key, part in filled.items() if part is not None} or None
+            return {key: new for key, part in tree.items() if (new := fill(part, values)) is not None} or None
         case list() if tree:
             return [part for item in tree if (part := fill(item, values)) is not None] or None
         case _:
@@ -682,10 +683,9 @@ def find(body: Any, paths: Iterable[str]) -> Any:
 
 def loads(text: bytes | str) -> Any:
     """The JSON in it, or None."""
-    try:
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    return None
 
 
 def holds(check: Check, body: Any) -> bool:
@@ -736,9 +736,6 @@ def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
     return min(found, key=lambda file: "temp" in file.values(), default=None if template.files else {})
 
 
-SIGNED_FOR = 300  # seconds before and after its time that a signature is good
-
-
 def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
     """Whether one of the keys signed a callback, a short while ago."""
     prefix = {"standard": "webhook-", "kie": "x-webhook-", "fal": "x-fal-webhook-"}[kind]
@@ -773,9 +770,6 @@ def signed_ed25519(message: bytes, given: str, x: str) -> bool:
         eddsa.new(public, "rfc8032").verify(message, bytes.fromhex(given))
         return True
     return False
-
-
-HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
 
 
 def placeholders(tree: Any) -> Iterator[str]:
@@ -2327,13 +2321,13 @@ Storage = FolderStorage | BucketStorage
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
-# says how long: by anyio's scopes, in which httpx's connections clean up after themselves (when a task is
-# cancelled, they may not).
+# says how long, in one of anyio's scopes: to cancel the task instead would cost httpx's pool a connection.
 
 RESULT_MAX = 4 << 30  # bytes of a video
 RESULT_S = 3600.0  # for the whole of it
 ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
 REDIRECTS_MAX = 3
+CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
 DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
     "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
     "2001::/32", "::/96", "fec0::/10",
@@ -2353,13 +2347,12 @@ class Guard(httpcore.AsyncNetworkBackend):
     def __init__(self, named: Iterable[str]) -> None:
         self.named, self.inner = named, httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, *args: Any,
-                          **words: Any) -> httpcore.AsyncNetworkStream:  # fmt: skip
+    async def connect_tcp(self, host: str, port: int, *args: Any, **how: Any) -> httpcore.AsyncNetworkStream:
         *others, last = await self.look_up(host, port)
         for address in others:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return await self.inner.connect_tcp(address, port, *args, **words)
-        return await self.inner.connect_tcp(last, port, *args, **words)
+                return await self.inner.connect_tcp(address, port, *args, **how)
+        return await self.inner.connect_tcp(last, port, *args, **how)
 
     async def look_up(self, host: str, port: int) -> list[str]:
         """A name's addresses, if all of them may be called."""
@@ -2371,9 +2364,6 @@ class Guard(httpcore.AsyncNetworkBackend):
         if host not in self.named and (port != 443 or not all(map(is_public, addresses))):
             raise httpcore.UnsupportedProtocol(f"{host}:{port} is not a public address.")
         return addresses[:4]
-
-
-CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
 
 
 def outside_client(named: Iterable[str], base_url: str = "",
@@ -2441,6 +2431,8 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
 
+ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
+
 
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
@@ -2471,9 +2463,6 @@ class Provider:
         """The video, or only its beginning, to see whether it is there.  Raises OriginalExpired."""
         raise OriginalExpired
         yield b""
-
-
-ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
 
 
 class HttpProvider(Provider):
@@ -2519,9 +2508,7 @@ class HttpProvider(Provider):
             log.warning("%s: no id in %s", template.name, redact(body))
             raise httpx.DecodingError("The provider's answer has no id.", request=answer.request)
         kept = {name: find(body, [path]) for name, path in template.keep.items()}
-        if not template.status:
-            kept["result"] = body
-        return as_json({"id": str(id), **kept})
+        return as_json({"id": str(id), **kept, **({} if template.status else {"result": body})})
 
     async def order(self, job: Job) -> httpx.Request:
         """What to send, when an image is where the provider wants it.  Raises SubmitRefused."""
@@ -2537,14 +2524,12 @@ class HttpProvider(Provider):
 
     def check(self, answer: httpx.Response, body: Any) -> None:
         """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
-        code = answer.status_code
-        if answer.is_success:
-            return
-        no = failed(self.template, body, f"The provider answered {code}.")
-        if answer.is_client_error or code == 503:
-            raise SubmitRefused(str(no.error), again=code in (429, 503), after_ms=retry_after(answer),
-                                moderated=no.moderated)  # fmt: skip
-        raise httpx.HTTPStatusError(str(no.error), request=answer.request, response=answer)
+        no = failed(self.template, body, f"The provider answered {answer.status_code}.")
+        if answer.is_client_error or answer.status_code == 503:
+            raise SubmitRefused(str(no.error), again=answer.status_code in (429, 503),
+                                after_ms=retry_after(answer), moderated=no.moderated)  # fmt: skip
+        if not answer.is_success:
+            raise httpx.HTTPStatusError(str(no.error), request=answer.request, response=answer)
 
     async def fetch(self, ref: str) -> Snapshot:
         values = msgspec.json.decode(ref)
@@ -2564,11 +2549,11 @@ class HttpProvider(Provider):
     def read_answer(self, answer: httpx.Response, body: Any, id: str) -> Snapshot | None:
         """How a job stands; None where the provider does not know it.  Some send a failed job with a 500, and
         some an error's own status: believed where it names the job."""
-        template, code = self.template, answer.status_code
+        template = self.template
         named = answer.is_success or str(find(body, template.id)) == id
         snapshot = read_status(template, body, id) if named else None
-        if snapshot is None and code != 404 and not (template.lists and answer.is_success):
-            log.warning("%s: %s and no state in %s", template.name, code, redact(body))
+        if snapshot is None and answer.status_code != 404 and not (template.lists and answer.is_success):
+            log.warning("%s: %s and no state in %s", template.name, answer.status_code, redact(body))
             raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
         return snapshot
 
@@ -2608,11 +2593,10 @@ class HttpProvider(Provider):
         if template.callback == "none" or not (self.keys or template.secrets_url):
             return True
         right = functools.partial(is_signed_by, template.callback, headers, body, now=self.now())
-        if age < 60 or (age < 86_400 and right(self.keys)):
-            return right(self.keys)
-        asked = self.client.build_request("GET", template.secrets_url)
-        _, found = await exchange(self.client, asked, within_s=10)
-        self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
+        if age >= 86_400 or (age >= 60 and not right(self.keys)):
+            asked = self.client.build_request("GET", template.secrets_url)
+            _, found = await exchange(self.client, asked, within_s=10)
+            self.keys, self.keys_at = [*map(str, find_all(found, template.secrets_at))], self.clock()
         return right(self.keys)
 
     def adopt(self, body: bytes) -> str | None:
@@ -2640,8 +2624,7 @@ class HttpProvider(Provider):
         return request
 
     async def ask(self, request: httpx.Request) -> tuple[httpx.Response, Any]:
-        """The answer, and the JSON in it.  Where its status is fine and its body is not, what the body says
-        counts."""
+        """The answer, and its JSON.  Where the status is fine and the body is not, the body's code counts."""
         answer, body = await exchange(self.client, request, within_s=self.template.call_s)
         ok = self.template.ok
         if answer.is_success and ok and not holds(ok, body):
@@ -2679,8 +2662,7 @@ class HttpProvider(Provider):
     def callback_url(self, job: Job) -> str | None:
         """Where the provider tells us that a job has news; none where it could not reach us."""
         token = callback_token(self.secret, self.template.name, job.id, job.attempt)
-        asked = f"job={job.id}&attempt={job.attempt}&token={token}"
-        path = f"/api/v1/video/callback/{self.template.name}?{asked}"
+        path = f"/api/v1/video/callback/{self.template.name}?job={job.id}&attempt={job.attempt}&token={token}"
         return self.settings.public_url + path if self.settings.public_url else None
 
 
@@ -2699,15 +2681,11 @@ def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def redact(body: Any) -> Any:
     """What an answer looks like, without what it says: prompts, addresses and keys stay out of the log."""
-    match body:
-        case dict():
-            return {key: redact(part) for key, part in list(body.items())[:30]}
-        case list():
-            return [redact(part) for part in body[:5]]
-        case str() if body.lower() not in STATES:
-            return "…"
-        case _:
-            return body
+    if isinstance(body, dict):
+        return {key: redact(part) for key, part in list(body.items())[:30]}
+    if isinstance(body, list):
+        return [redact(part) for part in body[:5]]
+    return "…" if isinstance(body, str) and body.lower() not in STATES else body
 
 
 class LocalProvider(Provider):
@@ -2766,8 +2744,8 @@ class LocalProvider(Provider):
         part, id = file.with_suffix(".part.mp4"), wish.pop("id")
 
         def report(percent: int) -> None:
-            if ref not in self.states or self.states[ref].state != "running":
-                raise InterruptedError
+            if (state := self.states.get(ref)) is None or state.state != "running":
+                raise InterruptedError  # nobody wants it any more
             self.states[ref] = Snapshot("running", min(percent, 99))
 
         try:
@@ -2777,15 +2755,14 @@ class LocalProvider(Provider):
                     wish["image"] = reading.result()
                 render_preview(part, **wish, report=report)
                 os.replace(part, file)
-            until_at = int(file.stat().st_mtime * 1000) + self.life
-            self.states[ref] = Snapshot("succeeded", 100, file.as_uri(), until_at)
+            end = Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
         except InterruptedError:
             log.info("render of %s stopped", id)
             return
         except Exception as bad:
             log.exception("render of %s", id)
-            error = f"The preview could not be rendered: {type(bad).__name__}."
-            self.states[ref] = Snapshot("failed", error=error)
+            end = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
+        self.states[ref] = end
         if self.wake:
             asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
 
@@ -2997,7 +2974,8 @@ async def take_step(app: App, job: Job) -> None:
             log.exception("video %s at %s", job.id, job.status)
         asked = retry_after(failure.response) if isinstance(failure, httpx.HTTPStatusError) else 0
         try:
-            due_at = app.now() + max(back_off(job.tries), asked)
+            late = job.status == "FAILED" and isinstance(failure, httpx.HTTPError)  # its result, in no hurry
+            due_at = app.now() + max(LATE_PAUSE if late else back_off(job.tries), asked)
             await app.write(step_video, job=job, tries=job.tries + 1, due_at=due_at)
         except Exception:  # not even that can be written (the disk is full): wait here
             log.exception("video %s cannot be put off", job.id)
@@ -3032,13 +3010,12 @@ async def step(app: App, job: Job) -> None:
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
     breaker, sent = app.breakers[job.provider], job.submitted_at is not None
-    if sent and not provider.repeatable:
-        return
     if not sent and not breaker.admits(app.now()):  # what was sent may be taken: it goes to nobody else
         away = SubmitRefused("The provider has failed several times.", again=True, after_ms=BREAK)
         await ask_next(app, job, away)
         return
-    if not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
+    lost = sent and not provider.repeatable
+    if lost or not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
         return
     try:
         ref = await provider.submit(job)
@@ -3131,10 +3108,7 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
     """After its end: look out for a result that comes late; remove the files of what failed or was deleted,
     also those that a step which was cut off has left without a word in the database."""
     if job.ref and not job.original_url and not job.deleted_at and app.now() < job.deadline_at + LATE_LIFE:
-        try:
-            await follow(app, provider, job, LATE_PAUSE)
-        except httpx.HTTPError:  # not even that is in a hurry
-            await app.write(step_video, job=job, due_at=app.now() + LATE_PAUSE)
+        await follow(app, provider, job, LATE_PAUSE)
         return
     for attempt in range(1, job.attempt + 1 if job.original_url else 1):
         for key in stored_keys(job.id, attempt).values():
@@ -3147,8 +3121,7 @@ async def check_original(app: App, job: Job) -> None:
     provider = app.providers.get(job.provider, Provider())
     if job.status != "FAILED" or job.ref is None or job.original_url is None:
         return
-    # Who cannot be asked just now will be asked again.
-    with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):
+    with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):  # else it is asked again
         result = provider.open_result(job.ref, job.original_url, part=True)
         async with contextlib.aclosing(cast(Any, result)) as first:
             await anext(first, None)

@@ -505,6 +505,22 @@ async def test_a_provider_cannot_send_our_key_to_another_host(place):
     assert [request for request in place.upstream.requests if request.origin == "cdn"] == []
 
 
+async def test_a_key_goes_out_as_it_is_and_only_to_its_own_origin(tmp_path):
+    text = CATALOG.format(like="fal", url="https://fal.test", model="m", body="{}", extra="")
+    (tmp_path / "catalog.toml").write_text(text)
+    catalogue = v.read_catalogue(tmp_path / "catalog.toml", {"local"})
+    provider = v.HttpProvider(catalogue.providers[0], {"THERE_KEY": "id:secret/+="}, catalogue.models,
+                              v.Settings(), None, "secret", Clock())
+    ours, others = ["/x?y", ":443/"], ["http://fal.test/x", "https://fal.test:444/", "https://u@fal.test/"]
+    key = "Key id:secret/+="
+    for url, sent in [(f"https://fal.test{end}", key) for end in ours] + [(url, None) for url in others]:
+        assert provider.identify(httpx.Request("GET", url)).headers.get("Authorization") == sent, url
+        if sent is None:
+            with pytest.raises(v.ProviderFailed):
+                provider.request(v.Call("{+url}"), {"url": url})
+    await provider.close()
+
+
 @pytest.mark.parametrize("place", ["openai"], indirect=True)
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "sglang"])
 async def test_each_dialect_of_openai_is_spoken(place, dialect):
