@@ -62,7 +62,6 @@ import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -71,6 +70,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, ca
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import aiosqlite
+import anyio
 import argon2
 import av
 import click
@@ -680,15 +680,14 @@ STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
 }.items() for word in words.split()}  # fmt: skip
 VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
+HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
+SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 
 
 def expand(text: str, values: Values) -> str:
-    """An address or header with its values in place.  Raises KeyError for a name that has none."""
-    def put(found: re.Match[str]) -> str:
-        value = str(values[found[2]])
-        return value if found[1] else quote(value, safe="")
-
-    return re.sub(r"\{(\+?)(\w+)\}", put, text)
+    """An address with its values in place.  Raises KeyError for a name that has none."""
+    return re.sub(r"\{(\+?)(\w+)\}", lambda found: str(values[found[2]]) if found[1] else
+                  quote(str(values[found[2]]), safe=""), text)  # fmt: skip
 
 
 def fill(tree: Any, values: Values) -> Any:
@@ -697,8 +696,7 @@ def fill(tree: Any, values: Values) -> Any:
         case {"$": name, **how}:
             return fill(shape(values.get(name), how), values)
         case dict() if tree:
-            filled = {key: fill(part, values) for key, part in tree.items()}
-            return {key: part for key, part in filled.items() if part is not None} or None
+            return {key: new for key, part in tree.items() if (new := fill(part, values)) is not None} or None
         case list() if tree:
             return [part for item in tree if (part := fill(item, values)) is not None] or None
         case _:
@@ -754,10 +752,9 @@ def find(body: Any, paths: Iterable[str]) -> Any:
 
 def loads(text: bytes | str) -> Any:
     """The JSON in it, or None."""
-    try:
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    return None
 
 
 def holds(check: Check, body: Any) -> bool:
@@ -765,17 +762,16 @@ def holds(check: Check, body: Any) -> bool:
     return found in check.equals if check.equals else found is not None
 
 
-def error_in(template: Template, body: Any) -> str:
-    """The provider's own words for what went wrong, short and on one line."""
-    said = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
-            for paths in (template.error_code, template.error_message)]  # fmt: skip
-    words = ": ".join(itertools.chain(*said))
-    return " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
-
-
-def failed(error: str, *, said: str, state: Literal["failed", "canceled"] = "failed") -> Snapshot:
-    """The end of a job without a result; what was said tells whether for its content."""
-    return Snapshot(state, error=error, moderated=bool(MODERATION.search(said)))
+def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
+           state: Literal["failed", "canceled"] = "failed") -> Snapshot:  # fmt: skip
+    """The end of a job without a result, in the provider's own words, if it has any, short and on one line.
+    These words, and what else was said, tell whether it was for its content."""
+    parts = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
+             for paths in (template.error_code, template.error_message)]  # fmt: skip
+    words = ": ".join(itertools.chain(*parts))
+    line = " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
+    error = line or otherwise
+    return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
 
 
 def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
@@ -788,79 +784,61 @@ def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
     if any(holds(check, body) for check in template.fail_if):
         state = "failed"
     if state in ("failed", "canceled"):
-        error = error_in(template, body) or f"The provider says {said}."
-        return failed(error, said=f"{said} {error}", state=state)
+        return failed(template, body, f"The provider says {said}.", said=str(said), state=state)
     part = find(body, template.progress)
     percent = round(part * template.progress_scale) if isinstance(part, int | float) else 0
     return Snapshot(state, min(max(percent, 0), 100))
 
 
-def read_result(template: Template, body: Any, *, now: int) -> Snapshot:
-    """The end of a job that is said to have succeeded: without a result it has failed all the same."""
-    urls = find(body, template.results)
-    url = next((item for item in (urls if isinstance(urls, list) else [urls]) if isinstance(item, str)), None)
-    if url is None or not url.startswith(("https://", "http://", "data:")):
-        error = error_in(template, body) or "The provider finished without a result."
-        return failed(error, said=as_json(body))
-    return Snapshot("succeeded", 100, url, now + template.result_hours * HOUR)
+def find_result(template: Template, body: Any) -> str | None:
+    """The address of the result, at one of its paths, or first in a list there."""
+    found = find_all(body, [each for path in template.results for each in (path, f"{path}.*")])
+    schemes = ("https://", "http://", "data:")
+    return next((url for url in found if isinstance(url, str) and url.startswith(schemes)), None)
 
 
 def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
-    """What describes the video among the files of an answer; a temporary one, if there is no other."""
+    """What describes the video among the files of an answer; a temporary one, if there is no other.  It is
+    empty where nothing has to."""
     found = [file for file in find_all(body, template.files) if isinstance(file, dict)
              and any(VIDEO_NAME.search(str(part)) for part in file.values())]  # fmt: skip
-    return min(found, key=lambda file: "temp" in file.values(), default=None)
-
-
-SIGNED_FOR = 300  # seconds before and after its time that a signature is good
-
-
-def signed_standard(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
-    """Whether a callback is signed as https://www.standardwebhooks.com says; any of its v1 counts."""
-    id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
-    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
-    right = b"v1," + base64.b64encode(hmac.digest(key, f"{id}.{timestamp}.".encode() + body, "sha256"))
-    given = headers.get("webhook-signature", "").encode().split()
-    return any(hmac.compare_digest(one, right) for one in given)
-
-
-def signed_kie(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
-    """Whether Kie signed a callback's id and time.  It does not sign the body."""
-    timestamp, id = headers.get("x-webhook-timestamp", ""), find(loads(body), ["data.taskId", "data.task_id"])
-    right = base64.b64encode(hmac.digest(secret.encode(), f"{id}.{timestamp}".encode(), "sha256"))
-    return hmac.compare_digest(headers.get("x-webhook-signature", "").encode(), right)
-
-
-def signed_fal(headers: Mapping[str, str], body: bytes, x: str) -> bool:
-    """Whether one of fal's keys (the x of a JWK) signed a callback: Ed25519 over four lines."""
-    from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
-
-    parts = [headers.get(f"x-fal-webhook-{name}", "") for name in ("request-id", "user-id", "timestamp")]
-    message = "\n".join([*parts, hashlib.sha256(body).hexdigest()]).encode()
-    with contextlib.suppress(ValueError, TypeError):
-        public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
-        signature = bytes.fromhex(headers.get("x-fal-webhook-signature", ""))
-        eddsa.new(public, "rfc8032").verify(message, signature)
-        return True
-    return False
-
-
-# How callbacks are signed: the header with the time, and the check with one secret.
-SIGNATURES: dict[str, tuple[str, Callable[[Mapping[str, str], bytes, str], bool]]] = {
-    "standard": ("webhook-timestamp", signed_standard),
-    "kie": ("x-webhook-timestamp", signed_kie),
-    "fal": ("x-fal-webhook-timestamp", signed_fal)}
+    return min(found, key=lambda file: "temp" in file.values(), default=None if template.files else {})
 
 
 def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
     """Whether one of the keys signed a callback, a short while ago."""
-    clock, check = SIGNATURES[kind]
-    at = headers.get(clock, "")
-    fresh = at.isdecimal() and len(at) < 12 and abs(now // SECOND - int(at)) <= SIGNED_FOR
-    return fresh and any(check(headers, body, key) for key in keys)
+    prefix = {"standard": "webhook-", "kie": "x-webhook-", "fal": "x-fal-webhook-"}[kind]
+    id, at, given, request, user = (
+        headers.get(prefix + name, "") for name in ("id", "timestamp", "signature", "request-id", "user-id"))
+    if not at.isdecimal() or len(at) > 11 or abs(now // SECOND - int(at)) > SIGNED_FOR:
+        return False
+    match kind:
+        case "standard":  # https://www.standardwebhooks.com
+            message = f"{id}.{at}.".encode() + body
+        case "kie":  # which does not sign the body
+            message = f"{find(loads(body), ['data.taskId', 'data.task_id'])}.{at}".encode()
+        case _:
+            message = "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()
+    signed = signed_ed25519 if kind == "fal" else signed_hmac
+    return any(signed(message, given, key) for key in keys)
 
 
-HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
+def signed_hmac(message: bytes, given: str, secret: str) -> bool:
+    """Whether one of the signatures given is right."""
+    key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
+    right = base64.b64encode(hmac.digest(key, message, "sha256"))
+    return any(hmac.compare_digest(one.removeprefix("v1,").encode(), right) for one in given.split())
+
+
+def signed_ed25519(message: bytes, given: str, x: str) -> bool:
+    """The same with a public key, of which x is the middle of its JWK."""
+    from Crypto.Signature import eddsa  # takes 0.1 s, and most installations never need it
+
+    with contextlib.suppress(ValueError, TypeError):
+        public = eddsa.import_public_key(base64.urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+        eddsa.new(public, "rfc8032").verify(message, bytes.fromhex(given))
+        return True
+    return False
 
 
 def placeholders(tree: Any) -> Iterator[str]:
@@ -2876,15 +2854,14 @@ Storage = FolderStorage | BucketStorage
 # 13  Outside
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
-# after the name was looked up, so no spelling and no second answer of a name server leads inside.  No call is
-# ever cancelled from outside (httpx 0.28 would lose a place in its pool); it has a deadline of its own, which
-# every read keeps to.
+# after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
+# says how long, in one of anyio's scopes: to cancel the task instead would cost httpx's pool a connection.
 
 RESULT_MAX = 4 << 30  # bytes of a video
 RESULT_S = 3600.0  # for the whole of it
 ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
 REDIRECTS_MAX = 3
-DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of the running call, monotonic
+CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
 DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
     "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
     "2001::/32", "::/96", "fec0::/10",
@@ -2898,24 +2875,18 @@ def is_public(address: str) -> bool:
     return ip.is_global and not inside
 
 
-class Blocked(httpcore.ConnectError):
-    """The address leads where nobody sent us."""
-
-
 class Guard(httpcore.AsyncNetworkBackend):
     """Connects to public addresses on port 443, and to hosts that the operator has named."""
 
     def __init__(self, named: Iterable[str]) -> None:
         self.named, self.inner = named, httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, *args: Any, **words: Any) -> "TimedStream":
-        failure: Exception = httpcore.ConnectError(f"{host} has no address.")
-        for address in await self.look_up(host, port):
-            try:
-                return TimedStream(await self.inner.connect_tcp(address, port, *args, **words))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as refusal:
-                failure = refusal
-        raise failure
+    async def connect_tcp(self, host: str, port: int, *args: Any, **how: Any) -> httpcore.AsyncNetworkStream:
+        *others, last = await self.look_up(host, port)
+        for address in others:
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await self.inner.connect_tcp(address, port, *args, **how)
+        return await self.inner.connect_tcp(last, port, *args, **how)
 
     async def look_up(self, host: str, port: int) -> list[str]:
         """A name's addresses, if all of them may be called."""
@@ -2925,55 +2896,31 @@ class Guard(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError(f"{host} is not known: {failure}") from failure
         addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         if host not in self.named and (port != 443 or not all(map(is_public, addresses))):
-            raise Blocked(f"{host}:{port} is not a public address.")
+            raise httpcore.UnsupportedProtocol(f"{host}:{port} is not a public address.")
         return addresses[:4]
 
 
-class TimedStream(httpcore.AsyncNetworkStream):
-    """A connection on which nothing takes longer than the call's deadline allows."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        self.inner, self.aclose, self.get_extra_info = inner, inner.aclose, inner.get_extra_info  # type: ignore[method-assign]
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        return await self.inner.read(max_bytes, time_left(timeout))
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self.inner.write(buffer, time_left(timeout))
-
-    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        return TimedStream(await self.inner.start_tls(*args, **kwargs))
-
-
-def time_left(timeout: float | None) -> float | None:
-    """Seconds.  Raises ReadTimeout when there are none."""
-    left = min(DEADLINE.get() - time.monotonic(), timeout or math.inf)
-    if left <= 0:
-        raise httpcore.ReadTimeout("The call took too long.")
-    return None if left == math.inf else left
-
-
-CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
-
-
-def outside_client(named: Iterable[str], auth: Callable[[httpx.Request], httpx.Request] | None = None,
-                   ) -> httpx.AsyncClient:  # fmt: skip
+def outside_client(named: Iterable[str], base_url: str = "",
+                   auth: Callable[[httpx.Request], httpx.Request] | None = None) -> httpx.AsyncClient:
     """A client for one provider, so that none can use up another's connections."""
     transport = httpx.AsyncHTTPTransport(CERTIFICATES(trust_env=False),
                                          limits=httpx.Limits(max_keepalive_connections=20))  # fmt: skip
     transport._pool._network_backend = Guard(named)
     headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
-    return httpx.AsyncClient(transport=transport, headers=headers, auth=auth, trust_env=False,
-                             timeout=httpx.Timeout(30, connect=10, pool=None))  # fmt: skip
+    return httpx.AsyncClient(transport=transport, base_url=base_url, headers=headers, auth=auth,
+                             trust_env=False, timeout=httpx.Timeout(30, connect=10, pool=None))
 
 
-async def exchange(client: httpx.AsyncClient, method: str, url: str, *, within_s: float,
-                   **words: Any) -> tuple[httpx.Response, Any]:  # fmt: skip
+async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_s: float,
+                   ) -> tuple[httpx.Response, Any]:  # fmt: skip
     """One call to a provider: its answer, and the JSON in it, if there is any.  Raises httpx.HTTPError."""
-    DEADLINE.set(time.monotonic() + within_s)
-    timeout = httpx.Timeout(within_s, connect=min(10, within_s), pool=None)
-    async with client.stream(method, url, timeout=timeout, **words) as answer:
-        body = b"".join([chunk async for chunk in capped(answer, ANSWER_MAX)])
+    request.extensions["timeout"] = httpx.Timeout(None, connect=10).as_dict()
+    try:
+        with anyio.fail_after(within_s):
+            async with contextlib.aclosing(await client.send(request, stream=True)) as answer:
+                body = b"".join([chunk async for chunk in capped(answer, ANSWER_MAX)])
+    except TimeoutError:
+        raise httpx.ReadTimeout("The call took too long.", request=request) from None
     return answer, loads(body)
 
 
@@ -2995,10 +2942,8 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
-                     **words: Any) -> AsyncIterator[bytes]:  # fmt: skip
+async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> AsyncIterator[bytes]:
     """A video, or a part of it, also over redirects.  Raises OriginalExpired, NotAVideo."""
-    DEADLINE.set(time.monotonic() + within_s)
     try:
         for _ in range(1 + REDIRECTS_MAX):
             async with client.stream("GET", url, **words) as answer:
@@ -3010,10 +2955,8 @@ async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
                         yield chunk
                     return
                 url = str(answer.url.join(answer.headers["location"]))
-    except (httpx.DecodingError, httpx.ConnectError) as failure:
-        if isinstance(failure, httpx.DecodingError) or isinstance(failure.__cause__, Blocked):
-            raise NotAVideo(str(failure)) from None
-        raise
+    except (httpx.DecodingError, httpx.UnsupportedProtocol) as failure:
+        raise NotAVideo(str(failure)) from None
     raise NotAVideo("it is behind too many redirects")
 
 
@@ -3022,6 +2965,8 @@ async def fetch_file(client: httpx.AsyncClient, url: str, *, within_s: float,
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
 
+ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
+
 
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
@@ -3029,10 +2974,6 @@ class SubmitRefused(Exception):
     def __init__(self, why: str, *, again: bool = False, moderated: bool = False, after_ms: int = 0) -> None:
         super().__init__(why)
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
-
-
-class Misled(Exception):
-    """The provider sent us to another host, which must not get our key."""
 
 
 class Provider:
@@ -3058,9 +2999,6 @@ class Provider:
         yield b""
 
 
-ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
-
-
 class HttpProvider(Provider):
     """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
 
@@ -3074,78 +3012,65 @@ class HttpProvider(Provider):
         self.ready = bool(key or not template.key)
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
         self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
-        self.headers = {name: expand(text, {"key": key}) for name, text in template.headers.items()
+        self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
         try:
-            self.own = httpx.URL(template.base_url)
-            named = {self.own.host, *template.private_hosts}
+            named = {httpx.URL(template.base_url).host, *template.private_hosts}
+            self.client = outside_client(named, template.base_url, self.identify)
         except (httpx.InvalidURL, ValueError) as error:
             raise Refused(f"provider {template.name}: base_url: {error}.") from None
-        self.client = outside_client(named, self.identify)
-        self.close = self.client.aclose
+        self.own, self.close = self.client.base_url.join("/"), self.client.aclose
 
     def identify(self, request: httpx.Request) -> httpx.Request:
         """Put on what our key is in, if it goes to the provider's own host."""
-        if request.url.netloc == self.own.netloc:
+        if request.url.join("/") == self.own:
             request.headers.update(self.headers)
         return request
 
     async def submit(self, job: Job) -> str:
-        template = self.template
-        if job.submitted_at is not None and (ref := await self.look_up(job)):
-            return ref
+        template, ref = self.template, as_json({"id": job.id})
+        if job.submitted_at is not None and (await self.fetch(ref)).state != "missing":
+            return ref  # it was sent before, and has arrived
+        order = await self.order(job)
         try:
-            upstream = self.known_as.get(job.model) or Upstream(job.model)
-            body = merged(template.submit.body, (job.images and upstream.image_body) or upstream.body)
-            order = msgspec.structs.replace(template.submit, body=body)
-            answer, body = await self.call(order, await self.values(job, upstream))
-        except LookupError as failure:
-            raise SubmitRefused(f"The provider has no word for {failure}.") from None
-        except StorageFailed as failure:
-            raise SubmitRefused(failure.message, again=True) from None
+            answer, body = await self.ask(order)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as failure:
+            raise SubmitRefused(str(failure) or "The provider cannot be reached.", again=True) from None
         self.check(answer, body)
         id = find(body, template.id) or (job.id if template.own_id or not template.id else None)
         if id is None:
             log.warning("%s: no id in %s", template.name, redact(body))
             raise httpx.DecodingError("The provider's answer has no id.", request=answer.request)
         kept = {name: find(body, [path]) for name, path in template.keep.items()}
-        if not template.status:
-            kept["result"] = body
-        return as_json({"id": str(id), **kept})
+        return as_json({"id": str(id), **kept, **({} if template.status else {"result": body})})
 
-    async def look_up(self, job: Job) -> str | None:
-        """The ref of an order that was sent before, if it arrived; for whoever takes our id as its own."""
-        ref = as_json({"id": job.id})
+    async def order(self, job: Job) -> httpx.Request:
+        """What to send, when an image is where the provider wants it.  Raises SubmitRefused."""
+        upstream = self.known_as.get(job.model) or Upstream(job.model)
+        body = merged(self.template.submit.body, (job.images and upstream.image_body) or upstream.body)
         try:
-            return ref if (await self.fetch(ref)).state != "missing" else None
-        except httpx.HTTPError as failure:  # as if no answer had come: it may well have arrived
-            raise httpx.ReadError(str(failure)) from None
+            values = await self.values(job, upstream)
+            return self.request(msgspec.structs.replace(self.template.submit, body=body), values)
+        except LookupError as failure:
+            raise SubmitRefused(f"The provider has no word for {failure}.") from None
+        except (StorageFailed, httpx.HTTPError) as failure:
+            raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
 
     def check(self, answer: httpx.Response, body: Any) -> None:
         """Raises SubmitRefused where surely nothing was taken, and HTTPStatusError where nobody knows."""
-        code = self.code(answer, body)
-        if code < 300:
-            return
-        reason = error_in(self.template, body) or f"The provider answered {code}."
-        if 400 <= code < 500 or code == 503:
-            raise SubmitRefused(reason, again=code in (429, 503), after_ms=retry_after(answer),
-                                moderated=bool(MODERATION.search(reason)))  # fmt: skip
-        raise httpx.HTTPStatusError(reason, request=answer.request, response=answer)
-
-    def code(self, answer: httpx.Response, body: Any) -> int:
-        """The HTTP status; where that is fine and the body says otherwise, what the body says."""
-        ok = self.template.ok
-        if not answer.is_success or ok is None or holds(ok, body):
-            return answer.status_code
-        said = find(body, [ok.path])
-        return said if isinstance(said, int) and said >= 300 else 400
+        no = failed(self.template, body, f"The provider answered {answer.status_code}.")
+        if answer.is_client_error or answer.status_code == 503:
+            raise SubmitRefused(str(no.error), again=answer.status_code in (429, 503),
+                                after_ms=retry_after(answer), moderated=no.moderated)  # fmt: skip
+        if not answer.is_success:
+            raise httpx.HTTPStatusError(str(no.error), request=answer.request, response=answer)
 
     async def fetch(self, ref: str) -> Snapshot:
         values = msgspec.json.decode(ref)
         if not self.template.status:
-            return read_result(self.template, values["result"], now=self.now())
+            return await self.outcome(values["result"], values)
         for call in self.template.status:
-            answer, body = await self.call(call, values)
+            answer, body = await self.ask(self.request(call, values))
             if snapshot := self.read_answer(answer, body, values["id"]):
                 break
         else:
@@ -3158,11 +3083,11 @@ class HttpProvider(Provider):
     def read_answer(self, answer: httpx.Response, body: Any, id: str) -> Snapshot | None:
         """How a job stands; None where the provider does not know it.  Some send a failed job with a 500, and
         some an error's own status: believed where it names the job."""
-        template, code = self.template, self.code(answer, body)
-        named = code < 300 or str(find(body, template.id)) == id
+        template = self.template
+        named = answer.is_success or str(find(body, template.id)) == id
         snapshot = read_status(template, body, id) if named else None
-        if snapshot is None and code != 404 and not (template.lists and code < 300):
-            log.warning("%s: %s and no state in %s", template.name, code, redact(body))
+        if snapshot is None and answer.status_code != 404 and not (template.lists and answer.is_success):
+            log.warning("%s: %s and no state in %s", template.name, answer.status_code, redact(body))
             raise httpx.HTTPStatusError("no state", request=answer.request, response=answer)
         return snapshot
 
@@ -3170,30 +3095,29 @@ class HttpProvider(Provider):
         """The result of a job that is said to have succeeded, or why there is none."""
         template = self.template
         if template.outcome:
-            answer, body = await self.call(template.outcome, values)
+            answer, body = await self.ask(self.request(template.outcome, values))
             if answer.is_client_error and answer.status_code not in ABOUT_US:
-                reason = error_in(template, body) or f"The provider answered {answer.status_code}."
-                return failed(reason, said=reason)
+                return failed(template, body, f"The provider answered {answer.status_code}.")
             answer.raise_for_status()
-        file = find_video_file(template, body) if template.files else {}
-        if template.content is None or file is None or find(body, template.results):
-            return read_result(template, body, now=self.now())
-        query = fill(template.content.query, file) or None
-        url = httpx.URL(self.address(template.content.path, values), params=query)
-        return Snapshot("succeeded", 100, str(url), self.now() + template.result_hours * HOUR)
+        url = find_result(template, body)
+        if template.content and not url and (file := find_video_file(template, body)) is not None:
+            url = str(self.request(template.content, {**values, **file}).url)
+        if not url:
+            return failed(template, body, "The provider finished without a result.", said=as_json(body))
+        return Snapshot("succeeded", 100, url, self.now() + template.result_hours * HOUR)
 
     async def cancel(self, ref: str) -> None:
         for call in self.template.cancel:
             if call.only is None or (await self.fetch(ref)).state == call.only:
-                await self.call(call, msgspec.json.decode(ref))
+                await self.ask(self.request(call, msgspec.json.decode(ref)))
 
     async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
         if url.startswith("data:"):
             yield base64.b64decode(url.partition(",")[2])
             return
-        headers, within_s = ({"Range": "bytes=0-1023"}, 10.0) if part else ({}, RESULT_S)
+        headers = {"Range": "bytes=0-1023"} if part else {}
         auth = httpx.USE_CLIENT_DEFAULT if self.template.auth_result or self.template.content else None
-        async for chunk in fetch_file(self.client, url, within_s=within_s, headers=headers, auth=auth):
+        async for chunk in fetch_file(self.client, url, headers=headers, auth=auth):
             yield chunk
 
     async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
@@ -3202,12 +3126,12 @@ class HttpProvider(Provider):
         template, age = self.template, self.clock() - self.keys_at
         if template.callback == "none" or not (self.keys or template.secrets_url):
             return True
-        right = is_signed_by(template.callback, headers, body, self.keys, self.now())
-        if age < 60 or (age < 86_400 and right):
-            return right
-        _, found = await exchange(self.client, "GET", template.secrets_url, within_s=10)
-        self.keys, self.keys_at = [str(one) for one in find_all(found, template.secrets_at)], self.clock()
-        return is_signed_by(template.callback, headers, body, self.keys, self.now())
+        right = functools.partial(is_signed_by, template.callback, headers, body, now=self.now())
+        if age >= 86_400 or (age >= 60 and not right(self.keys)):
+            asked = self.client.build_request("GET", template.secrets_url)
+            _, found = await exchange(self.client, asked, within_s=10)
+            self.keys, self.keys_at = [*map(str, find_all(found, template.secrets_at))], self.clock()
+        return right(self.keys)
 
     def adopt(self, body: bytes) -> str | None:
         """The ref of an order whose answer was lost, from a callback, where that is all it takes."""
@@ -3222,22 +3146,25 @@ class HttpProvider(Provider):
     def now(self) -> int:
         return int(self.clock() * 1000)
 
-    def address(self, path: str, values: Values) -> str:
-        """Where a call goes; an address that the provider gave, only if it is on its own host."""
-        url = expand(path, values)
-        if not url.startswith(("https://", "http://")):
-            return self.template.base_url.rstrip("/") + url
-        if httpx.URL(url).netloc != self.own.netloc:
-            raise Misled
-        return url
+    def request(self, call: Call, values: Values) -> httpx.Request:
+        """A call with its values in place.  An address that the provider gave has to be its own host's."""
+        path = expand((values.get("image") and call.image_path) or call.path, values)
+        body = fill(call.body, values) or {}
+        content = as_form(body) if call.form else {"json": body} if call.body else {}
+        query = fill(call.query, values) or None
+        request = self.client.build_request(call.method, path, params=query, **content)
+        if request.url.join("/") != self.own:
+            raise ProviderFailed("The provider sent us to another host.")
+        return request
 
-    async def call(self, call: Call, values: Values) -> tuple[httpx.Response, Any]:
-        url = self.address((values.get("image") and call.image_path) or call.path, values)
-        words: dict[str, Any] = {"params": fill(call.query, values) or None}
-        if call.body:
-            body = fill(call.body, values) or {}
-            words |= as_form(body) if call.form else {"json": body}
-        return await exchange(self.client, call.method, url, within_s=self.template.call_s, **words)
+    async def ask(self, request: httpx.Request) -> tuple[httpx.Response, Any]:
+        """The answer, and its JSON.  Where the status is fine and the body is not, the body's code counts."""
+        answer, body = await exchange(self.client, request, within_s=self.template.call_s)
+        ok = self.template.ok
+        if answer.is_success and ok and not holds(ok, body):
+            said = find(body, [ok.path])
+            answer.status_code = said if isinstance(said, int) and said >= 300 else 400
+        return answer, body
 
     async def values(self, job: Job, upstream: Upstream) -> dict[str, Any]:
         """What a template may ask for."""
@@ -3251,7 +3178,9 @@ class HttpProvider(Provider):
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
-                values["uploaded"] = await self.upload(self.template.upload, values)
+                answer, body = await self.ask(self.request(self.template.upload, values))
+                self.check(answer, body)
+                values["uploaded"] = find(body, self.template.uploaded)
         return values
 
     async def image_values(self, key: str) -> dict[str, Any]:
@@ -3267,18 +3196,8 @@ class HttpProvider(Provider):
     def callback_url(self, job: Job) -> str | None:
         """Where the provider tells us that a job has news; none where it could not reach us."""
         token = callback_token(self.secret, self.template.name, job.id, job.attempt)
-        asked = f"job={job.id}&attempt={job.attempt}&token={token}"
-        path = f"/api/v1/video/callback/{self.template.name}?{asked}"
+        path = f"/api/v1/video/callback/{self.template.name}?job={job.id}&attempt={job.attempt}&token={token}"
         return self.settings.public_url + path if self.settings.public_url else None
-
-    async def upload(self, call: Call, values: Values) -> Any:
-        """What the provider calls our image, where it wants it before the order.  Raises SubmitRefused."""
-        try:
-            answer, body = await self.call(call, values)
-            self.check(answer, body)
-        except httpx.HTTPError as failure:
-            raise SubmitRefused(f"The image could not be sent: {failure}", again=True) from None
-        return find(body, self.template.uploaded)
 
 
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
@@ -3296,15 +3215,11 @@ def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def redact(body: Any) -> Any:
     """What an answer looks like, without what it says: prompts, addresses and keys stay out of the log."""
-    match body:
-        case dict():
-            return {key: redact(part) for key, part in list(body.items())[:30]}
-        case list():
-            return [redact(part) for part in body[:5]]
-        case str() if body.lower() not in STATES:
-            return "…"
-        case _:
-            return body
+    if isinstance(body, dict):
+        return {key: redact(part) for key, part in list(body.items())[:30]}
+    if isinstance(body, list):
+        return [redact(part) for part in body[:5]]
+    return "…" if isinstance(body, str) and body.lower() not in STATES else body
 
 
 class LocalProvider(Provider):
@@ -3314,13 +3229,12 @@ class LocalProvider(Provider):
     poll_s = 1.0
     life = HOUR  # how long a render is kept, milliseconds
 
-    def __init__(self, folder: Path, read: Callable[[str], Awaitable[bytes]]) -> None:
+    def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]]) -> None:
         self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
-        self.wake: Callable[[str], Awaitable[None]] | None = None  # told the video's id when a render ends
+        self.wake: Callable[[str], Coroutine[Any, Any, None]] | None = None  # told whose render has ended
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
-        self.tasks: dict[str, asyncio.Task[None]] = {}  # by ref, like the others
-        self.states: dict[str, Snapshot] = {}  # running or failed
-        self.cancelled: set[str] = set()
+        self.states: dict[str, Snapshot] = {}  # by ref, like the others
+        self.loop = asyncio.get_running_loop()
 
     async def submit(self, job: Job) -> str:
         width, height = frame_size(job.aspect_ratio, job.quality)
@@ -3331,18 +3245,16 @@ class LocalProvider(Provider):
         return ref
 
     async def fetch(self, ref: str) -> Snapshot:
-        if ref in self.cancelled:
-            self.cancelled &= self.tasks.keys()
-            return Snapshot("canceled")
-        if (file := self.file(ref)).exists():
-            return Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
         if ref not in self.states:  # a new one, or the process that began it is gone
             self.states[ref] = Snapshot("running")
-            self.tasks[ref] = asyncio.create_task(self.make(ref))
-        return self.states[ref]
+            self.threads.submit(self.render, ref)
+        state = self.states[ref]
+        if state.state != "running":  # an end is told once; who asks again begins again, and finds the file
+            del self.states[ref]
+        return state
 
     async def cancel(self, ref: str) -> None:
-        self.cancelled.add(ref)
+        self.states[ref] = Snapshot("canceled")
         self.file(ref).unlink(missing_ok=True)
 
     async def open_result(self, ref: str, url: str, *, part: bool = False) -> AsyncIterator[bytes]:
@@ -3354,38 +3266,39 @@ class LocalProvider(Provider):
 
     async def close(self) -> None:
         """Stop rendering; what was begun is begun again after the next start."""
-        self.cancelled.update(self.tasks)
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        self.threads.shutdown()
+        self.states.clear()
+        await asyncio.to_thread(self.threads.shutdown, cancel_futures=True)
 
     def file(self, ref: str) -> Path:
         return self.folder / f"{msgspec.json.decode(ref)['id']}.mp4"
 
-    async def make(self, ref: str) -> None:
-        part, wish, kept = self.file(ref).with_suffix(".part.mp4"), msgspec.json.decode(ref), {}
-        id = wish.pop("id")
+    def render(self, ref: str) -> None:
+        """On a thread: make the file, if it is not there, and note how that ended."""
+        file, wish = self.file(ref), msgspec.json.decode(ref)
+        part, id = file.with_suffix(".part.mp4"), wish.pop("id")
 
         def report(percent: int) -> None:
-            if ref in self.cancelled:
-                raise InterruptedError
+            if (state := self.states.get(ref)) is None or state.state != "running":
+                raise InterruptedError  # nobody wants it any more
             self.states[ref] = Snapshot("running", min(percent, 99))
 
         try:
-            wish["image"] = await self.read(wish["image"]) if wish["image"] else None
-            work = functools.partial(render_preview, part, **wish, report=report)
-            await asyncio.get_running_loop().run_in_executor(self.threads, work)
-            os.replace(part, self.file(ref))
+            if not file.exists():
+                if wish["image"]:
+                    reading = asyncio.run_coroutine_threadsafe(self.read(wish["image"]), self.loop)
+                    wish["image"] = reading.result()
+                render_preview(part, **wish, report=report)
+                os.replace(part, file)
+            end = Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
         except InterruptedError:
             log.info("render of %s stopped", id)
+            return
         except Exception as bad:
             log.exception("render of %s", id)
-            kept[ref] = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
-        finally:
-            del self.tasks[ref], self.states[ref]
-            self.cancelled.discard(ref)
-            self.states.update(kept)
+            end = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
+        self.states[ref] = end
         if self.wake:
-            await self.wake(id[:36])
+            asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
 
 
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
@@ -3741,7 +3654,8 @@ async def take_step(app: App, job: Job) -> None:
             log.exception("video %s at %s", job.id, job.status)
         asked = retry_after(failure.response) if isinstance(failure, httpx.HTTPStatusError) else 0
         try:
-            due_at = app.now() + max(back_off(job.tries), asked)
+            late = job.status == "FAILED" and isinstance(failure, httpx.HTTPError)  # its result, in no hurry
+            due_at = app.now() + max(LATE_PAUSE if late else back_off(job.tries), asked)
             await app.write(step_video, job=job, tries=job.tries + 1, due_at=due_at)
         except Exception:  # not even that can be written (the disk is full): wait here
             log.exception("video %s cannot be put off", job.id)
@@ -3776,18 +3690,17 @@ async def step(app: App, job: Job) -> None:
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
     breaker, sent = app.breakers[job.provider], job.submitted_at is not None
-    if sent and not provider.repeatable:
-        return
     if not sent and not breaker.admits(app.now()):  # what was sent may be taken: it goes to nobody else
         away = SubmitRefused("The provider has failed several times.", again=True, after_ms=BREAK)
         await ask_next(app, job, away)
         return
-    if not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
+    lost = sent and not provider.repeatable
+    if lost or not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
         return
     try:
         ref = await provider.submit(job)
-    except (SubmitRefused, httpx.ConnectError, httpx.ConnectTimeout) as refusal:
-        breaker.heard(isinstance(refusal, SubmitRefused) and not refusal.again, app.now())
+    except SubmitRefused as refusal:
+        breaker.heard(not refusal.again, app.now())
         await ask_next(app, job, refusal)
     except httpx.HTTPError as failure:
         log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
@@ -3799,15 +3712,14 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         await app.write(mark_generating, job=job, ref=ref, due_at=app.now() + back_off(0, provider.poll_s))
 
 
-async def ask_next(app: App, job: Job, refusal: Exception) -> None:
+async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
-    kind = Moderated if isinstance(refusal, SubmitRefused) and refusal.moderated else ProviderFailed
+    kind = Moderated if refusal.moderated else ProviderFailed
     offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
     await app.write(
         pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
-        problem=kind(str(refusal) or "The provider cannot be reached."),
-        again=not isinstance(refusal, SubmitRefused) or refusal.again,
-        due_at=app.now() + max(back_off(job.tries), getattr(refusal, "after_ms", 0)))  # fmt: skip
+        problem=kind(str(refusal)), again=refusal.again,
+        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))  # fmt: skip
 
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
@@ -3817,8 +3729,8 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
         if job.cancelled_at is not None:
             await provider.cancel(job.ref)
         snapshot = await provider.fetch(job.ref)
-    except Misled:
-        snapshot = Snapshot("failed", error="The provider sent us to another host.")
+    except ProviderFailed as misled:
+        snapshot = Snapshot("failed", error=misled.message)
     due_at = app.now() + int(pause * random.uniform(1, 1.2))  # so that not all ask at once
     await app.write(hear_provider, job=job, snapshot=snapshot, due_at=due_at)
 
@@ -3851,7 +3763,7 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     keys = stored_keys(job.id, job.attempt)
     try:
-        with file.open("wb") as target:
+        with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
         media = msgspec.structs.asdict(await asyncio.to_thread(probe, file))
@@ -3876,10 +3788,7 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
     """After its end: look out for a result that comes late; remove the files of what failed or was deleted,
     also those that a step which was cut off has left without a word in the database."""
     if job.ref and not job.original_url and not job.deleted_at and app.now() < job.deadline_at + LATE_LIFE:
-        try:
-            await follow(app, provider, job, LATE_PAUSE)
-        except httpx.HTTPError:  # not even that is in a hurry
-            await app.write(step_video, job=job, due_at=app.now() + LATE_PAUSE)
+        await follow(app, provider, job, LATE_PAUSE)
         return
     for attempt in range(1, job.attempt + 1 if job.original_url else 1):
         for key in stored_keys(job.id, attempt).values():
@@ -3892,7 +3801,7 @@ async def check_original(app: App, job: Job) -> None:
     provider = app.providers.get(job.provider, Provider())
     if job.status != "FAILED" or job.ref is None or job.original_url is None:
         return
-    with contextlib.suppress(httpx.HTTPError, NotAVideo):  # who cannot be asked just now will be asked again
+    with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):  # else it is asked again
         result = provider.open_result(job.ref, job.original_url, part=True)
         async with contextlib.aclosing(cast(Any, result)) as first:
             await anext(first, None)

@@ -4,6 +4,7 @@ no more than one job is ever paid for one order."""
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import re
 import tomllib
@@ -504,6 +505,22 @@ async def test_a_provider_cannot_send_our_key_to_another_host(place):
     assert [request for request in place.upstream.requests if request.origin == "cdn"] == []
 
 
+async def test_a_key_goes_out_as_it_is_and_only_to_its_own_origin(tmp_path):
+    text = CATALOG.format(like="fal", url="https://fal.test", model="m", body="{}", extra="")
+    (tmp_path / "catalog.toml").write_text(text)
+    catalogue = v.read_catalogue(tmp_path / "catalog.toml", {"local"})
+    provider = v.HttpProvider(catalogue.providers[0], {"THERE_KEY": "id:secret/+="}, catalogue.models,
+                              v.Settings(), None, "secret", Clock())
+    ours, others = ["/x?y", ":443/"], ["http://fal.test/x", "https://fal.test:444/", "https://u@fal.test/"]
+    key = "Key id:secret/+="
+    for url, sent in [(f"https://fal.test{end}", key) for end in ours] + [(url, None) for url in others]:
+        assert provider.identify(httpx.Request("GET", url)).headers.get("Authorization") == sent, url
+        if sent is None:
+            with pytest.raises(v.ProviderFailed):
+                provider.request(v.Call("{+url}"), {"url": url})
+    await provider.close()
+
+
 @pytest.mark.parametrize("place", ["openai"], indirect=True)
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "sglang"])
 async def test_each_dialect_of_openai_is_spoken(place, dialect):
@@ -878,9 +895,8 @@ def test_public_addresses_are_told_from_those_inside(address, public):
     "127.1", "2130706433", "0", "localhost", "0x7f000001", "017700000001", "[::1]"])
 async def test_no_spelling_of_this_machine_is_called(host):
     async with v.outside_client(()) as client:
-        with pytest.raises(httpx.ConnectError) as refused:
+        with pytest.raises(httpx.UnsupportedProtocol, match="not a public address"):
             await client.get(f"https://{host}/")
-    assert isinstance(refused.value.__cause__, v.Blocked)
 
 
 async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_with_them():
@@ -888,12 +904,13 @@ async def test_two_thousand_calls_end_at_their_deadlines_and_take_no_connection_
         upstream.always("poll", drip(1, 0.02))
         headers, url = {"Authorization": f"Bearer {upstream.key}"}, f"{upstream.url}/v1/videos/x"
         async with v.outside_client({"127.0.0.1"}) as client:
+            asked = functools.partial(client.build_request, "GET", url, headers=headers)
             for _ in range(20):
-                calls = [v.exchange(client, "GET", url, within_s=0.05, headers=headers) for _ in range(100)]
+                calls = [v.exchange(client, asked(), within_s=0.05) for _ in range(100)]
                 found = await asyncio.gather(*calls, return_exceptions=True)
                 assert all(isinstance(failure, httpx.TimeoutException) for failure in found)
             upstream.always("poll", None)
-            answer, _ = await v.exchange(client, "GET", url, within_s=10, headers=headers)
+            answer, _ = await v.exchange(client, asked(), within_s=10)
             assert answer.status_code == 404
             assert len(client._transport._pool.connections) <= 1
 

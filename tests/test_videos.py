@@ -71,7 +71,7 @@ async def test_a_failed_video_costs_nothing(client, app, ada, provider):
 
 
 async def test_a_provider_that_is_down_is_asked_again(client, app, ada, clock, provider):
-    provider.script = [httpx.ConnectError("down")]
+    provider.script = [v.SubmitRefused("down", again=True)]
     video = await order(client)
     await work(app, for_s=0)
     assert (await show(client, video))["status"] == "PENDING"
@@ -393,7 +393,8 @@ async def test_the_data_folder_may_be_named_from_where_one_stands(tmp_path, sett
         async with client_of(app, **bob.headers) as client:
             video = await order(client, {"model": "preview", "prompt": "a fox", "duration": 1})
             await work(app, for_s=0)
-            await asyncio.gather(*app.providers["local"].tasks.values())
+            while "running" in [state.state for state in app.providers["local"].states.values()]:
+                await asyncio.sleep(0.01)
             await work(app)
             assert (await show(client, video))["status"] == "COMPLETED"
 
