@@ -506,27 +506,24 @@ END;
 -- What operators ask: GET /api/v1/admin/reports/NAME, newest first by the first column, as JSON or CSV.
 
 CREATE VIEW report_inbox AS         -- what Creem told, and what followed; state = 'attention' wants somebody to decide
-    SELECT e.id, e.delivery_key AS eventId, e.type, e.mode, e.state, e.effect, u.email, e.payment,
-           e.subscription_id AS subscriptionId, e.product_id AS productId, e.product, e.credits, e.paid, e.back,
-           e.received_at AS receivedAt, e.occurred_at AS occurredAt, e.body
+    SELECT e.id, e.delivery_key AS event_id, e.type, e.mode, e.state, e.effect, u.email, e.payment, e.subscription_id,
+           e.product_id, e.product, e.credits, e.paid, e.back, e.received_at, e.occurred_at, e.body
     FROM payment_events e LEFT JOIN users u ON u.id = e.user_id;
 
 CREATE VIEW report_orders AS        -- payments; cents
-    SELECT p.id, p.payment, u.email, p.product, p.subscription_id AS subscriptionId, p.credits, p.credits_left AS creditsLeft,
-           p.paid, p.back, p.currency, p.bought_at AS boughtAt
+    SELECT p.id, p.payment, u.email, p.product, p.subscription_id, p.credits, p.credits_left, p.paid, p.back, p.currency,
+           p.bought_at
     FROM payments p JOIN users u ON u.id = p.user_id WHERE p.credits IS NOT NULL;
 
 CREATE VIEW report_subscriptions AS
-    SELECT s.id, u.email, s.plan, s.status, s.is_running AS isRunning, s.customer_id AS customerId,
-           s.period_start_at AS periodStartAt, s.period_end_at AS periodEndAt, s.occurred_at AS occurredAt
+    SELECT s.id, u.email, s.plan, s.status, s.is_running, s.customer_id, s.period_start_at, s.period_end_at, s.occurred_at
     FROM subscriptions s LEFT JOIN users u ON u.id = s.user_id;
 
 CREATE VIEW report_debts AS
-    SELECT d.user_id AS userId, u.email, d.credits, d.since_at AS sinceAt FROM debts d JOIN users u ON u.id = d.user_id;
+    SELECT d.user_id, u.email, d.credits, d.since_at FROM debts d JOIN users u ON u.id = d.user_id;
 
 CREATE VIEW report_provider_jobs AS -- orders to providers; state = 'unknown' was sent, and no answer came
-    SELECT id, video_id AS videoUuid, provider, provider_id AS providerId, state, cost, began_at AS beganAt,
-           taken_at AS takenAt, ended_at AS endedAt, error
+    SELECT id, video_uuid, provider, provider_id, state, cost, began_at, taken_at, ended_at, error
     FROM shown_provider_jobs;
 
 --------------------------------------------------------------------------------------- auditor --

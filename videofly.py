@@ -66,8 +66,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, cast
+from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
 import aiosqlite
 import anyio
@@ -483,10 +483,12 @@ def moment(at: int) -> datetime:
 
 
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
-    """The rows as Structs, whose fields are the columns' names; the query may begin with its FROM."""
+    """The rows as Structs, whose fields are the columns' names, or as typed dictionaries, which have them as
+    people see them; the query may begin with its FROM."""
     words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql
     found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
-    makers = [(name, how.get(name)) for name, *_ in found.description]
+    shown = camel_case if typing.is_typeddict(as_) else str
+    makers = [(name, how.get(name)) for name in (shown(column) for column, *_ in found.description)]
     return [as_(**{
         name: make(value) if make and value is not None else value
         for (name, make), value in zip(makers, row, strict=True)
@@ -494,11 +496,28 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
 
 
 def select(as_: type[Any]) -> str:
-    return f"SELECT {', '.join(as_.__struct_fields__)} "
+    return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
+
+
+@functools.cache
+def camel_case(name: str) -> str:
+    return re.sub("_([a-z])", lambda found: found[1].upper(), name)
+
+
+@functools.cache
+def snake_case(name: str) -> str:
+    return re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name)
 
 
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
     return next(iter(many(db, as_, sql, **params)), None)
+
+
+def required(found: T | None, problem: Problem) -> T:
+    """What was found, or the problem that it was not."""
+    if found is None:
+        raise problem
+    return found
 
 
 def value(db: Db, sql: str, **params: Any) -> Any:
@@ -549,18 +568,20 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
 
-def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int) -> tuple[list[Any], str | None]:
+def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int,
+           ) -> tuple[list[dict[str, Any]], str | None]:  # fmt: skip
     """A page of a view whose name begins with report_.  Raises NotFound, Invalid."""
     view = f"report_{name.replace('-', '_')}"
     if view not in {each for (each,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")}:
         raise NotFound(f"There is no report {name}.")
-    if unknown := sorted(filters.keys() - (known := columns(db, view))):
+    if unknown := sorted(filters.keys() - (known := {camel_case(each): each for each in columns(db, view)})):
         raise Invalid(f"{unknown[0]} is no column of {name}; those are {', '.join(known)}.", field=unknown[0])
-    conditions = "".join(f" AND {column} = :{column}" for column in filters)
-    sql = f"SELECT * FROM {view} WHERE {known[0]} < :before{conditions}"  # noqa: S608
+    first, *_ = known.values()
+    conditions = "".join(f" AND {known[column]} = :{column}" for column in filters)
+    sql = f"SELECT * FROM {view} WHERE {first} < :before{conditions}"  # noqa: S608
     rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=int | str, **filters)
-    return [{name: moment(part) if name.endswith("At") and part is not None else part
-             for name, part in row.items()} for row in rows], after  # fmt: skip
+    return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else part
+             for column, part in row.items()} for row in rows], after  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -913,7 +934,12 @@ class Product(Strict, frozen=True, kw_only=True):
     cents: Annotated[int, msgspec.Meta(ge=1)]
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
     credits: Credits
-    creem_id: str = ""  # what Creem calls it, if that is not its id
+    creem_id: str = ""
+
+    @property
+    def at_creem(self) -> str:
+        """What Creem calls it."""
+        return self.creem_id or self.id
 
 
 class Pack(Product, frozen=True):
@@ -946,10 +972,13 @@ class Catalogue(Strict, frozen=True):
             raise ModelNotFound(f"There is no model {id!r}. On offer: {', '.join(offered)}.", offered=offered)
         return found
 
+    @property
+    def products(self) -> list[Pack | Plan]:
+        return [*self.packs, *self.plans]
+
     def product(self, id: str | None) -> Pack | Plan | None:
         """What has that id, here or at Creem."""
-        on_sale: list[Pack | Plan] = [*self.packs, *self.plans]
-        return next((one for one in on_sale if id and id in (one.id, one.creem_id)), None)
+        return next((one for one in self.products if id and id in (one.id, one.at_creem)), None)
 
 
 def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
@@ -1020,7 +1049,7 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
     seen = set[str]()
     for kind in ("models", "packs", "plans"):
         for n, thing in enumerate(getattr(catalogue, kind)):
-            for id in {thing.id, getattr(thing, "creem_id", "") or thing.id}:
+            for id in {thing.id, getattr(thing, "at_creem", thing.id)}:
                 if id in seen:
                     yield f"{kind}[{n}].id", f"{id!r} is there twice"
                 seen.add(id)
@@ -1705,52 +1734,51 @@ class Puzzle(Exception):
     """Nobody knows what follows from an event; the text tells the operator why."""
 
 
-def text_in(facts: Any, paths: str) -> str | None:
-    """The first id or word at one of the paths."""
-    hits = (str(hit) for hit in find_all(facts, paths.split())
-            if isinstance(hit, str) or (type(hit) is int and 0 <= hit < 2**62))  # fmt: skip
-    return next((hit for hit in hits if len(hit) <= 200 and hit.isprintable()), None)
+Id = Annotated[str, msgspec.Meta(max_length=200)] | Annotated[int, msgspec.Meta(ge=0)]
+Cents = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+Moment = datetime | Annotated[int, msgspec.Meta(gt=0, lt=2**53)]  # ISO 8601, or milliseconds
 
 
-def whole_in(facts: Any, paths: str) -> int | None:
-    """The first amount, from 0 to ALL_OF_IT, also where it is written as text."""
+def first_of(kind: Any, facts: Any, paths: str) -> Any:
+    """The first thing of a kind at one of the paths.  Amounts may be written as text."""
     for hit in find_all(facts, paths.split()):
-        if isinstance(hit, str) and re.fullmatch(r"[0-9]{1,15}", hit):
-            return min(int(hit), ALL_OF_IT)
-        if type(hit) in (int, float) and 0 <= hit < math.inf and hit == int(hit):
-            return min(int(hit), ALL_OF_IT)
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(hit, kind, strict=kind is not Cents)
     return None
+
+
+def id_in(facts: Any, paths: str) -> str | None:
+    return None if (found := first_of(Id, facts, paths)) is None else str(found)
 
 
 def moment_in(facts: Any, paths: str) -> int | None:
-    """The first time, milliseconds: Creem has them as numbers and as ISO 8601."""
-    for hit in find_all(facts, paths.split()):
-        with contextlib.suppress(ValueError, OverflowError, OSError, TypeError):
-            read = datetime.fromisoformat(hit) if isinstance(hit, str) else moment(hit)
-            return round((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp() * SECOND)
-    return None
+    """Milliseconds."""
+    found = first_of(Moment, facts, paths)
+    if isinstance(found, datetime):
+        found = round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * SECOND)
+    return cast(int | None, found)
 
 
 def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     """The facts in what Creem sent, as a row.  Raises Invalid where it is no event."""
     envelope = loads(body)
-    said, parts = text_in(envelope, "eventType type"), envelope if isinstance(envelope, dict) else {}
+    said, parts = id_in(envelope, "eventType type"), envelope if isinstance(envelope, dict) else {}
     entity = next((part for name in ("object", "data") if isinstance(part := parts.get(name), dict)), None)
     if said is None or entity is None:
         raise Invalid("That is no event of Creem's: it does not say its type, or what it is about.")
-    type, id = ALIASES.get(said, said), text_in(entity, "id")
+    type, id = ALIASES.get(said, said), id_in(entity, "id")
     kind = KINDS_OF_ID.get((id or "").partition("_")[0], type.partition(".")[0])
     facts = {**entity, kind: entity}
     if type == "subscription.paid":  # in others it is the one before
         facts["transaction"] = find(entity, ["last_transaction_id", "last_transaction"])
-    standing = text_in(facts, "status") if type == "subscription.update" else STANDINGS.get(type)
-    row: dict[str, Any] = {column: text_in(facts, paths) for column, paths in TEXTS.items()}
+    standing = id_in(facts, "status") if type == "subscription.update" else STANDINGS.get(type)
+    row: dict[str, Any] = {column: id_in(facts, paths) for column, paths in TEXTS.items()}
     row |= {column: moment_in(facts, paths) for column, paths in MOMENTS.items()}
     row |= {
-        "delivery_key": text_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
+        "delivery_key": id_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
         "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
         "standing": "canceled" if standing == "cancelled" else standing,
-        "units": whole_in(facts, "units checkout.units") or 1, "price": whole_in(facts, "product.price"),
+        "units": first_of(Cents, facts, "units checkout.units") or 1, "price": first_of(Cents, facts, "product.price"),
         "paid": paid_in(facts), **refund_in(type, facts), "refund_id": id if kind in REFUNDS else None,
         "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
     return row | {"payment": next(iter(names_of(row)), None)}
@@ -1761,8 +1789,8 @@ REFUNDS = ("refund", "dispute")
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
-    said = {text_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
-    kinds = {text_in(facts, path) for path in ("order.type", "product.billing_type", "transaction.type")}
+    said = {id_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
+    kinds = {id_in(facts, path) for path in ("order.type", "product.billing_type", "transaction.type")}
     once = subscription is None and not kinds & {"recurring", "invoice"}
     paid = type == RECORDED or (type == "checkout.completed" and once)
     return type == "subscription.paid" or (paid and not said & UNPAID)
@@ -1770,20 +1798,21 @@ def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
 
 def paid_in(facts: Any) -> int | None:
     """What was paid, cents, with tax: refunds are told with tax too."""
-    known = whole_in(facts, "transaction.amount_paid order.amount_paid checkout.order.amount_paid")
-    for part in ("order", "transaction") if known is None else ():
-        if (amount := whole_in(facts, f"{part}.amount")) is not None:
-            return amount + (whole_in(facts, f"{part}.tax_amount") or 0)
+    paths = ("transaction.amount_paid order.amount_paid", "order.amount", "transaction.amount")
+    known, *bare = (cast(int | None, first_of(Cents, facts, path)) for path in paths)
+    for part, amount in zip(("order", "transaction"), bare, strict=True):
+        if known is None and amount is not None:
+            known = amount + (first_of(Cents, facts, f"{part}.tax_amount") or 0)
     return known
 
 
 def refund_in(type: str, facts: Any) -> dict[str, int | None]:
     """What was paid back, cents: by this refund, and of the payment by now; a dispute is as good as lost."""
     back = total = None
-    if type == RECORDED or (type.startswith(REFUNDS) and text_in(facts, "status") not in UNREFUNDED):
-        back = whole_in(facts, "refund.refund_amount refund.amount")
-        gone = text_in(facts, "transaction.status") in ("refunded", "chargedBack", "chargeback")
-        told = (whole_in(facts, "transaction.refunded_amount"), whole_in(facts, "dispute.amount"))
+    if type == RECORDED or (type.startswith(REFUNDS) and id_in(facts, "status") not in UNREFUNDED):
+        back = first_of(Cents, facts, "refund.refund_amount refund.amount")
+        gone = id_in(facts, "transaction.status") in ("refunded", "chargedBack", "chargeback")
+        told = (first_of(Cents, facts, "transaction.refunded_amount"), first_of(Cents, facts, "dispute.amount"))
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
     return {"back": back, "back_total": total}
 
@@ -1840,9 +1869,8 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
 
 
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
-    if (event := one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)) is None:
-        raise NotFound("There is no such event.")
-    return event
+    found = one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)
+    return required(found, NotFound("There is no such event."))
 
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
@@ -1961,20 +1989,26 @@ class CheckoutWish(Input, frozen=True):
     discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
 
 
-class Checkout(msgspec.Struct, frozen=True):
-    id: str
-    user_id: str
-    product: str
-    units: int
-    url: str | None
-    created_at: int
+Checkout = TypedDict("Checkout", {
+    "id": str, "userId": str, "product": str, "units": int, "url": str | None, "createdAt": datetime})
+Subscription = TypedDict("Subscription", {
+    "id": str, "plan": str | None, "status": str, "isRunning": bool, "customerId": str | None,
+    "periodStartAt": datetime | None, "periodEndAt": datetime | None})
+Purchase = TypedDict("Purchase", {  # money is cents, with tax; back: what of it was paid back
+    "payment": str, "product": str, "credits": int, "paid": int | None, "back": int, "currency": str | None,
+    "boughtAt": datetime, "subscriptionId": str | None, "orderId": str | None, "transactionId": str | None,
+    "customerId": str | None})
+Billing = TypedDict("Billing", {  # in a sandbox nothing costs anything
+    "plan": str | None, "debt": int, "isDisputed": bool, "isSandbox": bool, "subscription": Subscription | None,
+    "payments": list[Purchase]})
+Effect = TypedDict("Effect", {"effect": str})
 
 
 def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
     """Note who is about to buy what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly."""
     product = shop.catalogue.product(wish.product_id)
     if product is None:
-        on_sale = [one.id for one in (*shop.catalogue.packs, *shop.catalogue.plans)]
+        on_sale = [one.id for one in shop.catalogue.products]
         raise ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
     if isinstance(product, Pack) and product.open_to == "subscribers" and not get_user(db, user_id=user_id).plan:
         raise SubscribersOnly(f"{product.name} is for subscribers only.")
@@ -1985,9 +2019,7 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
 
 def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
-    if found is None:
-        raise NotFound("There is no such checkout of yours.")
-    return found
+    return required(found, NotFound("There is no such checkout of yours."))
 
 
 def mark_checkout(db: Db, *, id: str, checkout_id: str, url: str) -> None:
@@ -2004,66 +2036,38 @@ def open_checkouts(db: Db, *, since: int) -> list[str]:
     """, [since])]
 
 
-class Subscription(Output, frozen=True):
-    id: str
-    plan: str | None
-    status: str
-    is_running: bool
-    customer_id: str | None
-    period_start_at: datetime | None
-    period_end_at: datetime | None
-
-
-class Purchase(Output, frozen=True):
-    """A payment, as its buyer sees it."""
-
-    payment: str
-    product: str
-    subscription_id: str | None
-    credits: int
-    paid: int | None  # cents, with tax
-    back: int  # cents of it that were paid back
-    currency: str | None
-    bought_at: datetime
-    order_id: str | None
-    transaction_id: str | None
-    customer_id: str | None
-
-
-class Billing(Output, frozen=True):
-    """What somebody has to do with money."""
-
-    plan: str | None
-    debt: int  # credits
-    is_disputed: bool
-    is_sandbox: bool  # it is all acted out, and nothing costs anything
-    subscription: Subscription | None
-    payments: list[Purchase]
-
-
-SUBSCRIPTION = "FROM subscriptions WHERE user_id = :user_id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1"
+def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
+    return one(db, Subscription, """
+        FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1
+    """, id=user_id)
 
 
 def find_subscription(db: Db, *, user_id: str) -> Subscription:
-    """Somebody's subscription that has not ended.  Raises NoSubscription."""
-    found = one(db, Subscription, SUBSCRIPTION, user_id=user_id)
-    if found is None or found.status == "canceled":
-        raise NoSubscription("You have no subscription.")
-    return found
+    """The one that has not ended.  Raises NoSubscription."""
+    found = last_subscription(db, user_id=user_id)
+    living = found if found and found["status"] != "canceled" else None
+    return required(living, NoSubscription("You have no subscription."))
 
 
 def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
-    if (found := one(db, Purchase, sql, user_id=user_id, payment=payment)) is None:
-        raise NoSubscription("You have made no such payment.")
-    return found
+    found = one(db, Purchase, sql, user_id=user_id, payment=payment)
+    return required(found, NoSubscription("You have made no such payment."))
+
+
+def find_customer(db: Db, *, user_id: str) -> str:
+    """What Creem calls somebody.  Raises NoSubscription."""
+    last = "SELECT customer_id FROM payment_events WHERE user_id = :id AND customer_id IS NOT NULL ORDER BY id DESC"
+    return str(required(value(db, last, id=user_id), NoSubscription("You have bought nothing yet.")))
 
 
 def billing(db: Db, *, user_id: str, is_sandbox: bool, now: int) -> Billing:
+    """What somebody has to do with money."""
     user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now).debt
     payments = "FROM payments WHERE user_id = :id AND credits IS NOT NULL ORDER BY bought_at DESC LIMIT 200"
-    return Billing(user.plan, owed, user.is_disputed, is_sandbox, one(db, Subscription, SUBSCRIPTION, user_id=user_id),
-                   many(db, Purchase, payments, id=user_id))  # fmt: skip
+    return {"plan": user.plan, "debt": owed, "isDisputed": user.is_disputed, "isSandbox": is_sandbox,
+            "subscription": last_subscription(db, user_id=user_id),
+            "payments": many(db, Purchase, payments, id=user_id)}  # fmt: skip
 
 
 class Assignment(Input, frozen=True):
@@ -2071,16 +2075,8 @@ class Assignment(Input, frozen=True):
     product: Annotated[str, _("what was bought, if the catalogue does not know", max_length=100)] | None = None
 
 
-class Effect(Output, frozen=True):
-    effect: str
-
-
-class Heard(Output, frozen=True):
-    heard: int  # events that were new
-
-
 def replay_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
-    return Effect(apply_event(db, id=id, shop=shop, now=now))
+    return {"effect": apply_event(db, id=id, shop=shop, now=now)}
 
 
 def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
@@ -2097,26 +2093,17 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
     user, event = get_user(db, email=wish.email), find_event(db, id=id)
     if wish.product and shop.catalogue.product(wish.product) is None:
         raise ProductNotFound
-    if not run(db, "UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)"
-               " WHERE id = :id AND state = 'attention'", user_id=user.id, product=wish.product, id=event.id):
+    if not run(db, """
+        UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
+        WHERE id = :id AND state = 'attention'
+    """, user_id=user.id, product=wish.product, id=event.id):
         raise AlreadyFinished("Only what needs attention can be assigned.")
     return replay_event(db, id=id, shop=shop, now=now)
 
 
-def find_customer(db: Db, *, user_id: str) -> str:
-    """What Creem calls somebody.  Raises NoSubscription."""
-    last = "SELECT customer_id FROM payment_events WHERE user_id = :id AND customer_id IS NOT NULL ORDER BY id DESC"
-    if (found := value(db, last, id=user_id)) is None:
-        raise NoSubscription("You have bought nothing yet.")
-    return str(found)
-
-
-def count_open_events(db: Db) -> int:
-    return int(value(db, "SELECT count(*) FROM payment_events WHERE state = 'attention'"))
-
-
-def count_events(db: Db) -> int:
-    return int(value(db, "SELECT count(*) FROM payment_events"))
+def count_events(db: Db, *, state: str = "") -> int:
+    sql = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
+    return int(value(db, sql, state=state))
 
 
 # ---------------------------------------------------------------------------
@@ -3334,16 +3321,18 @@ class Creem:
 
     def __init__(self, settings: Settings) -> None:
         self.key, self.secret = settings.creem_api_key, settings.creem_webhook_secret
-        self.host = CREEM_HOSTS[settings.env]
-        self.client = outside_client([str(urlsplit(self.host).hostname)])
+        host = CREEM_HOSTS[settings.env]
+        self.client = outside_client([str(urlsplit(host).hostname)], host)
+        self.client.headers["x-api-key"] = self.key
         self.close = self.client.aclose
 
     async def call(self, line: str, *, within_s: float = CALL_S, **said: Any) -> Any:
         """What Creem answers to "POST /v1/checkouts" or the like.  Raises PaymentsFailed with its words."""
-        method, path = line.split()
-        words = {"params" if method == "GET" else "json": said, "headers": {"x-api-key": self.key}}
+        words: dict[str, Any] = {"params" if line.startswith("GET") else "json": said}
         try:
-            answer, found = await exchange(self.client, method, self.host + path, within_s=within_s, **words)
+            method, path = line.split()
+            request = self.client.build_request(method, path, **words)
+            answer, found = await exchange(self.client, request, within_s=within_s)
         except httpx.HTTPError as failure:
             raise PaymentsFailed(f"Creem cannot be reached: {failure or type(failure).__name__}") from failure
         if answer.is_success and isinstance(found, dict):
@@ -3364,70 +3353,75 @@ class Sandbox:
         self.catalogue, self.clock = catalogue, clock
         self.transport: httpx.AsyncBaseTransport | None = None  # to our own endpoint, once there is one
 
+    async def call(self, line: str, **said: Any) -> Any:
+        """Only where somebody is to be sent."""
+        if line == "POST /v1/checkouts":
+            id = said["request_id"]
+            return {"id": f"ch_{id[4:]}", "checkout_url": f"/sandbox/checkout#{id}"}
+        return {"customer_portal_link": "/sandbox"}
+
     async def pay(self, checkout: Checkout, email: str) -> None:
         """What follows when somebody has paid: the same events, however often they click."""
-        n, product = checkout.id[4:], self.catalogue.product(checkout.product)
+        n, product = checkout["id"][4:], self.catalogue.product(checkout["product"])
         assert product, "it was there when the checkout was made"
+        is_plan = isinstance(product, Plan)
         await self.tell(
-            "plan" if isinstance(product, Plan) else "pack", product, n, user_id=checkout.user_id, email=email,
-            checkout_id=f"ch_{n}", request_id=checkout.id, order_id=f"ord_{n}", transaction_id=f"tran_{n}",
-            units=checkout.units, paid=product.cents * checkout.units, begins_at=checkout.created_at,
-            customer_id=f"cust_{digest(email)[:20]}",
-            subscription_id=f"sub_{n}" if isinstance(product, Plan) else None)  # fmt: skip
+            "plan" if is_plan else "pack", product, n, user_id=checkout["userId"], email=email,
+            checkout_id=f"ch_{n}", request_id=checkout["id"], order_id=f"ord_{n}", transaction_id=f"tran_{n}",
+            units=checkout["units"], paid=product.cents * checkout["units"], begins_at=checkout["createdAt"],
+            customer_id=f"cust_{digest(email)[:20]}", subscription_id=f"sub_{n}" if is_plan else None)  # fmt: skip
 
     async def change(self, story: str, was: Subscription, product: Plan | None = None) -> None:
         """Renew, cancel, end, resume or upgrade a subscription."""
-        token, plan = secrets.token_hex(8), product or self.catalogue.product(was.plan)
-        begins = was.period_end_at if story == "renew" else was.period_start_at
-        if plan is None or begins is None:
+        token, plan = secrets.token_hex(8), product or self.catalogue.product(was["plan"])
+        begins_at = was["periodEndAt" if story == "renew" else "periodStartAt"]
+        if plan is None or begins_at is None:
             raise NoSubscription
-        if story == "renew" and was.status == "scheduled_cancel":
+        if story == "renew" and was["status"] == "scheduled_cancel":
             story = "end"
-        await self.tell(story, plan, token, subscription_id=was.id, customer_id=was.customer_id,
-                        transaction_id=f"tran_{token}", begins_at=round(begins.timestamp() * SECOND))  # fmt: skip
+        await self.tell(story, plan, token, subscription_id=was["id"], customer_id=was["customerId"],
+                        transaction_id=f"tran_{token}", begins_at=begins_at)  # fmt: skip
 
     async def give_back(self, story: str, payment: Purchase, cents: int) -> None:
         """Refund or dispute a payment."""
-        token, product = secrets.token_hex(8), self.catalogue.product(payment.product)
-        if product:
-            await self.tell(story, product, token, cents=cents, **msgspec.structs.asdict(payment))
+        if product := self.catalogue.product(payment["product"]):
+            known = {snake_case(name): part for name, part in payment.items()}
+            await self.tell(story, product, secrets.token_hex(8), cents=cents, **known)
 
     async def tell(self, story: str, sold: Pack | Plan, token: str, **of: Any) -> None:
         """Send the webhooks of a story, signed, in any order, as Creem would."""
         assert self.transport, "there is an endpoint when somebody asks"
-        now, days = int(self.clock() * SECOND), 365 if getattr(sold, "interval", "") == "year" else 30
-        of |= {"now": now, "token": token, "ends_at": of.get("begins_at", 0) + days * DAY}
+        of |= {"token": token, "now": moment(int(self.clock() * SECOND))}
         async with httpx.AsyncClient(transport=self.transport, base_url="http://videofly.local") as client:
             for type in random.sample(STORIES[story], len(STORIES[story])):
-                body = msgspec.json.encode({"id": f"evt_{token}_{type}", "eventType": type, "created_at": now,
-                                            "object": act_out(type, sold, defaultdict(lambda: None, of))})
+                body = msgspec.json.encode({"id": f"evt_{token}_{type}", "eventType": type, "object": {
+                    "mode": "sandbox", **act_out(type, sold, defaultdict(lambda: None, of))}})
                 headers = {"creem-signature": hmac.digest(self.secret.encode(), body, "sha256").hex()}
                 (await client.post("/api/webhooks/creem", content=body, headers=headers)).raise_for_status()
 
 
 def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str, Any]:
     """What an event is about, as Creem would show it."""
-    kind, currency = type.partition(".")[0], product.currency
-    sold = {"id": product.creem_id or product.id, "name": product.name, "price": product.cents,
-            "currency": currency, "billing_type": "recurring" if isinstance(product, Plan) else "onetime"}  # fmt: skip
+    is_plan, currency, begins_at = isinstance(product, Plan), product.currency, of["begins_at"] or of["now"]
+    ids = {name: of[f"{name}_id"] for name in ("order", "subscription")}
     order = {"id": of["order_id"], "transaction": of["transaction_id"], "amount_paid": of["paid"],
-             "currency": currency, "status": "paid", "type": sold["billing_type"]}  # fmt: skip
-    back = (of["back"] or 0) + (of["cents"] or 0)
+             "currency": currency, "status": "paid", "type": "recurring" if is_plan else "onetime"}  # fmt: skip
     transaction = {"id": of["transaction_id"], "amount_paid": of["paid"], "currency": currency,
-                   "refunded_amount": back, "status": "refunded" if back == of["paid"] else "partialRefund"}  # fmt: skip
-    refund = {"id": f"ref_{of['token']}", "transaction": transaction, "order": of["order_id"],
-              "subscription": of["subscription_id"]}  # fmt: skip
+                   "refunded_amount": (of["back"] or 0) + (of["cents"] or 0)}  # fmt: skip
+    days = 365 if isinstance(product, Plan) and product.interval == "year" else 30
     about: dict[str, dict[str, Any]] = {
-        "checkout": {"id": of["checkout_id"], "request_id": of["request_id"], "status": "completed", "order": order,
-                     "units": of["units"], "subscription": of["subscription_id"]},
+        "checkout": {"id": of["checkout_id"], "request_id": of["request_id"], "status": "completed",
+                     **ids, "order": order, "units": of["units"]},
         "subscription": {"id": of["subscription_id"], "status": STANDINGS.get(type, "active"),
-                         "last_transaction_id": of["transaction_id"],
-                         "current_period_start_date": of["begins_at"], "current_period_end_date": of["ends_at"]},
-        "refund": refund | {"status": "succeeded", "refund_amount": of["cents"], "refund_currency": currency},
-        "dispute": refund | {"id": f"disp_{of['token']}", "amount": of["cents"], "currency": currency}}  # fmt: skip
-    return about[kind] | {
-        "object": kind, "mode": "sandbox", "product": sold, "updated_at": moment(of["now"]).isoformat(),
-        "customer": {"id": of["customer_id"], "email": of["email"]}, "metadata": {"referenceId": of["user_id"]}}  # fmt: skip
+                         "last_transaction_id": of["transaction_id"], "current_period_start_date": begins_at,
+                         "current_period_end_date": begins_at + timedelta(days)},
+        "refund": {"id": f"ref_{of['token']}", "status": "succeeded", "refund_amount": of["cents"],
+                   "refund_currency": currency, "transaction": transaction, **ids},
+        "dispute": {"id": f"disp_{of['token']}", "amount": of["cents"], "transaction": transaction, **ids}}
+    return about[type.partition(".")[0]] | {
+        "product": {"id": product.at_creem, "name": product.name, "price": product.cents, "currency": currency,
+                    "billing_type": order["type"]}, "updated_at": of["now"],
+        "customer": {"id": of["customer_id"], "email": of["email"]}, "metadata": {"referenceId": of["user_id"]}}
 
 
 def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
@@ -3448,7 +3442,7 @@ def is_signed_return(query: str, key: str) -> bool:
     """Whether Creem sent a buyer back to us: the pairs in their order and the API key, hashed."""
     pairs = [(name, text) for name, text in parse_qsl(query) if name in RETURNED and text not in ("", "null")]
     given = dict(parse_qsl(query)).get("signature", "")
-    signed = "|".join(f"{name}={text}" for name, text in [*pairs, ("salt", key)])
+    signed = "|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key)))
     return hmac.compare_digest(given.encode(), digest(signed).encode())
 
 
@@ -3853,8 +3847,7 @@ async def reconcile(app: App) -> int:
     before = await app.db.read(count_events)
     for id in await app.db.read(open_checkouts, since=app.now() - 14 * DAY):
         await hear_checkout(app, creem, id)
-    for product in (*app.catalogue.packs, *app.catalogue.plans):
-        id = product.creem_id or product.id
+    for id in (product.at_creem for product in app.catalogue.products):
         async for each in items(creem, "/v1/transactions/search", product_id=id):
             key = f"recorded:{each.get('id')}:{each.get('status')}:{each.get('refunded_amount')}"
             await hear(app, {"id": key, "eventType": RECORDED, "object": {**each, "product": id}})
@@ -3869,7 +3862,7 @@ async def unknown_products(app: App) -> list[str]:
     if not isinstance(creem := app.creem, Creem):
         return []
     known = {item.get("id") async for item in items(creem, "/v1/products/search")}
-    return [one.id for one in (*app.catalogue.packs, *app.catalogue.plans) if (one.creem_id or one.id) not in known]
+    return [product.id for product in app.catalogue.products if product.at_creem not in known]
 
 
 async def expire_credits(app: App) -> None:
@@ -4515,28 +4508,15 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
 # --- billing
 
 
-class CheckoutBegun(Output, frozen=True):
-    checkout_id: str
-    url: str  # where one pays
-    is_sandbox: bool
+CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSandbox": bool})
+Link = TypedDict("Link", {"url": str})
 
 
-class Link(Output, frozen=True):
-    url: str
-
-
-class CancelWish(Input, frozen=True):
-    mode: Literal["scheduled", "immediate"] = "scheduled"
-
-
-class UpgradeWish(Input, frozen=True):
+class Change(Input, frozen=True):
     problems = {"productId": ProductNotFound}
 
-    product_id: Annotated[str, _("another plan", max_length=100)]
-
-
-class Returned(Output, frozen=True):
-    received: bool  # the payment; its credits come when its events do
+    mode: Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")] = "scheduled"
+    product_id: Annotated[str, _("the plan to change to", max_length=100)] | None = None
 
 
 def cashier(request: Request) -> Creem | Sandbox:
@@ -4551,77 +4531,62 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
     app, creem, user = request.parts, cashier(request), await request.read(get_user)
     made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
     checkout = await request.read(find_checkout, id=msgspec.json.decode(made)["id"])
-    product, url = app.catalogue.product(checkout.product), checkout.url
-    if isinstance(creem, Sandbox):
-        url = f"{request.base}/sandbox/checkout#{checkout.id}"
-    elif url is None and product:
+    product, is_sandbox = app.catalogue.product(checkout["product"]), isinstance(creem, Sandbox)
+    if (url := checkout["url"]) is None and product:
         discount: dict[str, Any] = {"discount_code": data.discount_code} if data.discount_code else {}
         answer = await creem.call(
-            "POST /v1/checkouts", product_id=product.creem_id or product.id, request_id=checkout.id, **discount,
-            units=checkout.units, success_url=f"{request.base}/credits", customer={"email": user.email},
+            "POST /v1/checkouts", product_id=product.at_creem, request_id=checkout["id"], units=checkout["units"],
+            success_url=f"{request.base}/credits", customer={"email": user.email}, **discount,
             metadata={"referenceId": user.id})  # fmt: skip
-        url = str(answer.get("checkout_url"))
-        if not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
+        url = urljoin(request.base, str(answer.get("checkout_url")))
+        if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
-        await app.db.write(mark_checkout, id=checkout.id, checkout_id=str(answer.get("id")), url=url)
-    return ok(CheckoutBegun(checkout.id, str(url), isinstance(creem, Sandbox)))
+        await app.db.write(mark_checkout, id=checkout["id"], checkout_id=str(answer.get("id")), url=url)
+    return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
 
 
 async def open_portal(request: Request) -> Answer[Link]:
     """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
     creem, customer_id = cashier(request), await request.read(find_customer)
-    if isinstance(creem, Sandbox):
-        return ok(Link(f"{request.base}/sandbox"))
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
-    return ok(Link(str(answer.get("customer_portal_link"))))
+    return ok({"url": urljoin(request.base, str(answer.get("customer_portal_link")))})
 
 
-async def change_subscription(request: Request, act: str, story: str, product: Plan | None = None,
-                              **said: Any) -> Answer[Billing]:  # fmt: skip
-    """Ask for a change, and take the answer as told.  When it is refused, what Creem has counts."""
+async def change_subscription(request: Request, act: FromPath[Literal["cancel", "resume", "upgrade"]],
+                              data: JSONBody[Change]) -> Answer[Billing]:  # fmt: skip
+    """End the subscription (with its period, or at once), let it go on, or change its plan: when another plan's
+    credits come, UPGRADE_POLICY says.  The answer is taken as told; after a refusal, what Creem has counts."""
     app, creem, found = request.parts, cashier(request), await request.read(find_subscription)
+    plan, at_once = app.catalogue.product(data.product_id), app.shop.policy == "immediate"
+    said: dict[str, Any] = {"mode": data.mode} if act == "cancel" else {}
+    if act == "upgrade":
+        if not isinstance(plan, Plan):
+            raise ProductNotFound("There is no such plan.")
+        charge = "charge-immediately" if at_once else "none"
+        said = {"product_id": plan.at_creem, "update_behavior": f"proration-{charge}"}
     if isinstance(creem, Sandbox):
-        await creem.change(story, found, product)
-        return ok(await request.read(billing))
-    try:
-        answer = await creem.call(f"POST /v1/subscriptions/{found.id}/{act}", **said)
-    except PaymentsFailed:
-        answer = await creem.call("GET /v1/subscriptions", subscription_id=found.id)
-        if act != "cancel" or answer.get("status") not in ("canceled", "scheduled_cancel"):
-            raise
-    await hear(app, {"id": new_id("answer"), "eventType": "subscription.update", "object": answer})
+        story = {"immediate": "end"}.get(data.mode, act) if act == "cancel" else act
+        story += ", paid" if act == "upgrade" and at_once else ""
+        await creem.change(story, found, plan if isinstance(plan, Plan) and act == "upgrade" else None)
+    else:
+        try:
+            answer = await creem.call(f"POST /v1/subscriptions/{found['id']}/{act}", **said)
+        except PaymentsFailed:
+            answer = await creem.call("GET /v1/subscriptions", subscription_id=found["id"])
+            if act != "cancel" or answer.get("status") not in ("canceled", "scheduled_cancel"):
+                raise
+        await hear(app, {"id": new_id("answer"), "eventType": "subscription.update", "object": answer})
     return ok(await request.read(billing))
 
 
-async def cancel_subscription(request: Request, data: JSONBody[CancelWish]) -> Answer[Billing]:
-    """End the subscription: with its period, or at once."""
-    story = "end" if data.mode == "immediate" else "cancel"
-    return await change_subscription(request, "cancel", story, mode=data.mode)
-
-
-async def resume_subscription(request: Request) -> Answer[Billing]:
-    """Let a subscription go on that was to end with its period."""
-    return await change_subscription(request, "resume", "resume")
-
-
-async def upgrade_subscription(request: Request, data: JSONBody[UpgradeWish]) -> Answer[Billing]:
-    """Change to another plan; when its credits come, UPGRADE_POLICY says."""
-    plan, at_once = request.parts.catalogue.product(data.product_id), request.parts.shop.policy == "immediate"
-    if not isinstance(plan, Plan):
-        raise ProductNotFound("There is no such plan.")
-    return await change_subscription(
-        request, "upgrade", "upgrade, paid" if at_once else "upgrade", plan, product_id=plan.creem_id or plan.id,
-        update_behavior=f"proration-{'charge-immediately' if at_once else 'none'}")  # fmt: skip
-
-
-async def come_back(request: Request) -> Answer[Returned]:
+async def come_back(request: Request) -> Answer[dict[str, bool]]:
     """With the query that Creem sent the buyer back with: whether it is Creem's.  Credits never come from here."""
-    creem = cashier(request)
-    received = is_signed_return(str(request.url.query), creem.key)
+    creem, query = cashier(request), str(request.url.query)
+    received = is_signed_return(query, creem.key)
     if received and isinstance(creem, Creem):
         with contextlib.suppress(PaymentsFailed):
-            await hear_checkout(request.parts, creem, dict(parse_qsl(request.url.query)).get("checkout_id", ""))
-    return ok(Returned(received))
+            await hear_checkout(request.parts, creem, dict(parse_qsl(query)).get("checkout_id", ""))
+    return ok({"received": received})
 
 
 @post(["/api/webhooks/creem", "/api/auth/creem/webhook"], status_code=200, request_max_body_size=1 << 20,
@@ -4638,17 +4603,13 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
     return ok({"received": True})
 
 
-async def reconcile_now(request: Request) -> Answer[Heard]:
-    """Ask Creem for all that it may not have told."""
-    return ok(Heard(await reconcile(request.parts)))
+async def reconcile_now(request: Request) -> Answer[dict[str, int]]:
+    """Ask Creem for all that it may not have told, and say how many events were new."""
+    return ok({"heard": await reconcile(request.parts)})
 
 
-class SandboxCheckout(Output, frozen=True):
-    name: str
-    cents: int
-    currency: str
-    interval: str | None
-    credits: int
+SandboxCheckout = TypedDict("SandboxCheckout", {
+    "name": str, "cents": int, "currency": str, "interval": str | None, "credits": int})
 
 
 class Card(Input, frozen=True):
@@ -4668,25 +4629,24 @@ def sandbox(request: Request) -> Sandbox:
 
 
 async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer[SandboxCheckout]:
-    sandbox(request)
     checkout = await request.read(find_checkout, id=uuid)
-    product = request.parts.catalogue.product(checkout.product)
-    if product is None:
-        raise ProductNotFound
-    return ok(SandboxCheckout(product.name, product.cents * checkout.units, product.currency,
-                              getattr(product, "interval", None), product.credits * checkout.units))  # fmt: skip
+    product = required(sandbox(request).catalogue.product(checkout["product"]), ProductNotFound())
+    units = checkout["units"]
+    return ok({"name": product.name, "cents": product.cents * units, "currency": product.currency,
+               "interval": getattr(product, "interval", None), "credits": product.credits * units})  # fmt: skip
 
 
 async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[Card]) -> Answer[Link]:
     """Pay with a test card; where to go then."""
-    acted, user = sandbox(request), await request.read(get_user)
-    checkout, luck = await request.read(find_checkout, id=uuid), CARDS.get(re.sub(r"[\s-]", "", data.number))
+    acted, user, checkout = (
+        sandbox(request), await request.read(get_user), await request.read(find_checkout, id=uuid))
+    luck = CARDS.get(re.sub(r"[\s-]", "", data.number))
     if luck is None:
         raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
     if luck:
         raise CardDeclined(luck)
     await acted.pay(checkout, user.email)
-    return ok(Link(f"{request.base}/credits"))
+    return ok({"url": f"{request.base}/credits"})
 
 
 async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer[Billing]:
@@ -4696,7 +4656,7 @@ async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer
         await acted.change("renew", await request.read(find_subscription))
     else:
         payment = await request.read(find_purchase, payment=data.payment)
-        left = (payment.paid or 0) - payment.back
+        left = (payment["paid"] or 0) - payment["back"]
         if left < (cents := data.cents or left) or cents <= 0:
             raise Invalid(f"Of that payment {left} cents are left.", field="cents")
         await acted.give_back(data.act, payment, cents)
@@ -4817,13 +4777,15 @@ async def check_parts(request: Request) -> Answer[CheckList]:
 
 
 async def check_payments(app: App) -> Checked:
+    """Who takes the money, and whether they know what is sold."""
     try:
         missing = await unknown_products(app)
     except PaymentsFailed as failure:
         return Checked("payments", False, failure.message)
-    how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}.get(type(app.creem), "off")
-    open_events = f"{await app.db.read(count_open_events)} events need attention"
-    return Checked("payments", not missing, f"Creem does not know {', '.join(missing)}" if missing else f"{how}; {open_events}")
+    how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
+    unclear = await app.db.read(count_events, state="attention")
+    said = f"{how.get(type(app.creem), 'off')}; {unclear} events need attention"
+    return Checked("payments", not missing, f"Creem does not know {', '.join(missing)}" if missing else said)
 
 
 def integrity_faults(db: Db) -> list[str]:
@@ -4932,9 +4894,7 @@ ADDRESSES = [
     group("billing", signed_in, {
         "checkout       POST   /api/v1/billing/checkout          200": check_out,
         "portal         POST   /api/v1/billing/portal            200": open_portal,
-        "cancel_plan    POST   /api/v1/billing/subscription/cancel  200": cancel_subscription,
-        "resume_plan    POST   /api/v1/billing/subscription/resume  200": resume_subscription,
-        "upgrade_plan   POST   /api/v1/billing/subscription/upgrade 200": upgrade_subscription,
+        "change_plan    POST   /api/v1/billing/subscription/{act:str} 200": change_subscription,
         "returned       GET    /api/v1/billing/return": come_back,
         "get_billing    GET    /api/v1/user/billing": billing,
         "see_checkout   GET    /api/v1/sandbox/checkouts/{uuid:str}": show_sandbox_checkout,
