@@ -64,7 +64,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 import aiosqlite
@@ -1498,9 +1498,9 @@ class ApiKey(Output, frozen=True):
     last_used_at: datetime | None
 
 
-class KeyMade(Output, frozen=True):
-    api_key: str  # shown once
-    key: ApiKey
+# Small answers are typed dictionaries, with the names that people see.
+KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is shown once
+KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
 
 
 def api_key(body: str) -> str:
@@ -1521,21 +1521,17 @@ def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
     """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
     if api_key_id:
         raise Forbidden("An API key cannot make API keys; sign in.")
-    if len(list_keys(db, user_id=user_id).keys) >= KEYS_MAX:
+    if len(list_keys(db, user_id=user_id)["keys"]) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
     insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
            credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
-    return KeyMade(new_key, many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0])
-
-
-class KeyList(Output, frozen=True):
-    keys: list[ApiKey]
+    return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
     sql = "FROM api_keys WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
-    return KeyList(many(db, ApiKey, sql, id=user_id))
+    return {"keys": many(db, ApiKey, sql, id=user_id)}
 
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
@@ -3706,43 +3702,31 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
 # --- the catalogue
 
 
-class ModelOffer(Output, frozen=True):
-    id: str
-    name: str
-    description: str
-    modes: list[str]
-    durations: list[int]
-    aspect_ratios: list[str]
-    qualities: list[str]
-    prices: dict[str, dict[str, int]]  # quality, duration: credits
-
-
-class ModelList(Output, frozen=True):
-    models: list[ModelOffer]
-    catalog_version: str
-
-
-class ProductList(Output, frozen=True):
-    packs: list[Pack]
-    plans: list[Plan]
-    gift: int
+ModelOffer = TypedDict("ModelOffer", {
+    "id": str, "name": str, "description": str, "modes": list[Literal["text", "image"]],
+    "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
+    "prices": dict[str, dict[int, int]]})  # quality, duration: credits
+ModelList = TypedDict("ModelList", {"models": list[ModelOffer], "catalogVersion": str})
+ProductList = TypedDict("ProductList", {"packs": list[Pack], "plans": list[Plan], "gift": int})
 
 
 def model_offer(model: Model) -> ModelOffer:
-    prices = {quality: {str(n): price(model, duration=n, quality=quality) for n in model.durations}
+    prices = {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
               for quality in model.qualities}  # fmt: skip
-    return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations,
-                      model.aspect_ratios, list(model.qualities), prices)  # fmt: skip
+    return {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
+            "durations": model.durations, "aspectRatios": model.aspect_ratios,
+            "qualities": list(prices), "prices": prices}
 
 
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
-    return ok(ModelList([model_offer(each) for each in catalogue.models if each.enabled], catalogue.version))
+    offers = [model_offer(model) for model in catalogue.models if model.enabled]
+    return ok({"models": offers, "catalogVersion": catalogue.version})
 
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue = request.parts.catalogue
-    return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
+    return ok({"packs": catalogue.packs, "plans": catalogue.plans, "gift": catalogue.credits.gift})
 
 
 # --- accounts
