@@ -86,9 +86,9 @@ from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, VideoReformatter
-from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
+from litestar import Litestar, MediaType, Response, Router, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
-from litestar.enums import RequestEncodingType
+from litestar.enums import HttpMethod, RequestEncodingType
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -2862,12 +2862,8 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 # ---------------------------------------------------------------------------
 
 
-class AlreadyRunning(Exception):
-    """Another server has the data folder; url is where it listens."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"A server is running on this data folder already, at {url}")
-        self.url = url
+class AlreadyRunning(Refused):
+    """Another server has the data folder; in its lock stands where that listens."""
 
 
 class Breaker:
@@ -2968,7 +2964,8 @@ def own(data: Path, settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(file.read().strip()) from None
+            there = file.read().strip()
+            raise AlreadyRunning(f"A server is running on this data folder already, at {there}") from None
         file.truncate()
         print(local_url(settings), file=file, flush=True)
         for leftover in (data / "temporary").iterdir():
@@ -3549,15 +3546,14 @@ def with_links(request: Request, data: T) -> T:
 
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
-    app = request.parts
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while not app.stopping.is_set():
-                bell = app.bell(request.user.user_id)
-                if (video := await request.read(get_video, id=id)).finished_at:
-                    return video
-                await bell.wait()
-    return await request.read(get_video, id=id)
+    app, ends_at = request.parts, time.monotonic() + seconds
+    while True:
+        bell, video = app.bell(request.user.user_id), await request.read(get_video, id=id)
+        left_s = ends_at - time.monotonic()
+        if video.finished_at or left_s <= 0 or app.stopping.is_set():
+            return video
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(bell.wait(), left_s)
 
 
 async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
@@ -3617,8 +3613,7 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
         raise Unauthorized("That is no callback that we asked for.")
     try:
         if await there.is_signed(request.headers, body):
-            ref = there.adopt(body)
-            await app.db.write(hear_callback, id=job, provider=provider, ref=ref, now=app.now())
+            await app.write(hear_callback, id=job, provider=provider, ref=there.adopt(body))
             return ok(None)
     except Exception as failure:
         log.exception("callback of %s for %s", provider, job)
@@ -3678,11 +3673,10 @@ async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
     try:
         await on_thread(None, part.write_bytes, content)
         await app.storage.put(key, part, media_type)
-        try:
-            await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
-        except Exception:
-            await app.storage.delete(key)
-            raise
+        await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
+    except Exception:
+        await app.storage.delete(key)
+        raise
     finally:
         part.unlink(missing_ok=True)
     return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
@@ -3948,12 +3942,11 @@ def integrity_faults(db: Db) -> list[str]:
 
 # --- the table of addresses
 
-Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
-Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 OnlyStatus = FromQuery[Status | None]
-ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None),
-                "unknown": (FromQuery[bool], False)}  # fmt: skip
+ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
+    "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
+    "status": (OnlyStatus, None), "unknown": (FromQuery[bool], False)}  # fmt: skip
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
@@ -3961,7 +3954,7 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
     path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
     hints, parameter, required = typing.get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
-    asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
+    asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
     asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
     asked |= {"data": (cast(Any, JSONBody)[hints["wish"]], required)} if "wish" in hints else {}
     asked |= {"key": (IdempotencyKey, None)} if once else {}
@@ -3994,8 +3987,7 @@ def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..
     handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
     handler.__name__ = name  # the operation's, in the document
     responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
-    verb = {"GET": get, "POST": post, "DELETE": delete}[method]
-    return verb(path, status_code=status, responses=responses)(handler)
+    return route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)(handler)
 
 
 # Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
@@ -4090,7 +4082,8 @@ class Document(JsonRenderPlugin):
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         names = "#/components/schemas/{name}"
-        _, bodies = msgspec.json.schema_components(Input.__subclasses__(), ref_template=names)
+        kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
+        _, bodies = msgspec.json.schema_components(kinds, ref_template=names)
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
@@ -4180,8 +4173,8 @@ async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Aw
             try:
                 app = await stack.enter_async_context(open_app(settings))
                 transport, base = httpx.ASGITransport(cast(Any, http(app))), "http://videofly.local"
-            except AlreadyRunning as running:
-                base = running.url
+            except AlreadyRunning:
+                base = (Path(settings.data) / "lock").read_text().strip()
             token = key or operator_token(read_secret(Path(settings.data) / "secret"))
         client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
                                    headers={"Authorization": f"Bearer {token}"})  # fmt: skip
@@ -4208,7 +4201,7 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     os.umask(0o077)
     try:
         return uvloop.run(work(read_settings(os.environ | environ), *args))
-    except (Refused, AlreadyRunning) as refusal:
+    except Refused as refusal:
         raise click.ClickException(str(refusal)) from None
 
 
@@ -4292,14 +4285,12 @@ async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path)
     id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
         bar = bars.add_task(wish["prompt"][:40], total=100)
-        while True:
-            now = await ask(client, f"GET /api/v1/video/{id}/status")
+        while (now := await ask(client, f"GET /api/v1/video/{id}/status"))["status"] != "COMPLETED":
             bars.update(bar, completed=now["progress"])
-            if now["status"] == "COMPLETED":
-                break
             if now["status"] == "FAILED":
                 raise click.ClickException("{code}: {message} Nothing was charged.".format_map(now["error"]))
             await asyncio.sleep(0.3)
+        bars.update(bar, completed=100)
     await fetch_video(client, now["videoUrl"], out)
 
 
