@@ -1347,11 +1347,11 @@ def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
 # Who is who.  Secrets are made by the caller and kept here as digests only.
 
 SESSION_LIFE = 30 * DAY
-KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
-LONGEST_WAIT = 15 * MINUTE
+REMEMBERED = MINUTE  # a session or key is looked up again after this long, and last_used_at written
 KEYS_MAX = 100  # unrevoked keys of a user
+END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # these two are all there is to do: run does it
+TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -1360,7 +1360,7 @@ class Principal(msgspec.Struct, frozen=True):
     user_id: str
     is_admin: bool  # and may act as one
     api_key_id: str | None = None
-    until_at: int | None = None  # the session or key ends then
+    until_at: int = 0  # then they are looked up again
     last_used_at: int | None = None
 
 
@@ -1427,27 +1427,22 @@ def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None
                     session_digest=session_digest)  # fmt: skip
 
 
-def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None]:
+def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
     """The account's id and password hash.  The attempt is counted before the password is looked at, so that
     guesses at the same time count too.  Raises TooManyAttempts with the seconds to wait."""
-    count = "SELECT count(*), max(failed_at) FROM sign_in_failures WHERE subject = ?"
-    for subject, free in attempt.items():
-        failures, failed_at = db.execute(count, [subject]).fetchone()
-        over = failures - free
-        until = now if over < 0 else failed_at + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT)
-        if until > now:
-            wait_s = math.ceil((until - now) / SECOND)
-            raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
-    for subject in attempt:
+    waits = "SELECT max(until_at) FROM sign_in_waits WHERE subject IN (:account, :address)"
+    if (until := value(db, waits, account=account, address=address) or 0) > now:
+        wait_s = math.ceil((until - now) / SECOND)
+        raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
+    for subject in (account, address):
         insert(db, "sign_in_failures", subject=subject, failed_at=now)
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
 
 
-def forget_attempt(db: Db, *, attempt: Attempt) -> None:
+def forget_attempt(db: Db, *, account: str, address: str) -> None:
     """The password was right.  The address is given back one attempt, not all: signing in to one's own
     account must not buy guesses at others'."""
-    account, address = attempt
     run(db, """
         DELETE FROM sign_in_failures WHERE subject = :account
         OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
@@ -1466,20 +1461,23 @@ def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
     return admit(db, user_id=user_id, session_digest=session_digest, now=now)
 
 
-def find_principal(db: Db, *, digest: str, now: int) -> Principal | None:
-    """Whose session or API key that is, unless it has ended."""
-    sql = "FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)"
-    return one(db, Principal, sql, digest=digest, now=now)
+def find_principal(db: Db, *, secret: str, now: int) -> Principal:
+    """Whose session or API key that is.  Raises Unauthorized."""
+    found = one(db, Principal, """
+        SELECT user_id, is_admin, api_key_id, last_used_at, min(:soon, coalesce(until_at, :soon)) AS until_at
+        FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)
+    """, digest=digest(secret), now=now, soon=now + REMEMBERED)
+    if found is None and secret.startswith("vf_") and not is_api_key(secret):
+        raise Unauthorized("That API key is mistyped.")
+    if found is None:
+        raise Unauthorized("That API key or session is not valid, or not any more.")
+    return found
 
 
 def find_operator(db: Db) -> Principal:
     """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
     oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
     return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
-
-
-def touch_key(db: Db, *, id: str, now: int) -> None:
-    run(db, "UPDATE api_keys SET last_used_at = :now WHERE id = :id", id=id, now=now)
 
 
 class KeyWish(Input, frozen=True):
@@ -1539,10 +1537,6 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     sql = "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL"
     if not run(db, sql, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
-
-
-# After one of these, somebody may be somebody else: nothing remembered of who they are holds.
-CHANGE_ACCOUNTS = {add_user, set_up, sign_up, end_session, set_password, revoke_key}
 
 
 def forget_old(db: Db, *, now: int) -> None:
@@ -2940,14 +2934,8 @@ class App:
 HASHES_WAITING_MAX = 50
 # OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"  # no password has it
-
-
-def verify_password(password_hash: str | None, password: str) -> bool:
-    """Takes as long for somebody who does not exist as for somebody who does."""
-    with contextlib.suppress(argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-        return HASHER.verify(password_hash or NOBODYS_HASH, password) and password_hash is not None
-    return False
+# No password has this one: whoever does not exist is refused after as long as whoever does.
+NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
 
 
 @contextlib.contextmanager
@@ -3293,7 +3281,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
 
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
-REMEMBERED, REMEMBERED_MAX = MINUTE, 10_000  # a session or key is looked up again after this long
 STREAMS_MAX = 20  # open event streams of a user
 STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
 DISK_LOW_MB = 200
@@ -3312,16 +3299,16 @@ class Request(litestar.Request[Principal, Any, State]):
     async def write(self, fn: Callable[..., T], /, **given: Any) -> T:
         try:
             return await self.parts.db.write(fn, **self.told(fn, given))
-        finally:
-            if fn in CHANGE_ACCOUNTS:
-                self.parts.principals = {}
+        finally:  # somebody may be somebody else now: nothing remembered of who they are holds
+            self.parts.principals = {}
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
         once = None
         if key and self.user.user_id:
             once = Once(key, digest(f"{self.method} {self.scope['path']} {as_json(body)}"))
-        return await self.write(once_only, act=functools.partial(fn, **self.told(fn, given)), once=once)
+        act = functools.partial(fn, **self.told(fn, given))
+        return await self.parts.db.write(once_only, **self.told(once_only, {"act": act, "once": once}))
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
@@ -3475,30 +3462,22 @@ async def authenticate(request: Request) -> Principal:
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
-    app = request.parts
-    remembered, now, secret_digest = app.principals, app.now(), digest(secret)
-    if (known := remembered.get(secret_digest)) is None or (known.until_at or 0) <= now:
-        known = await look_up(app, secret.strip(), secret_digest, now)
-        if len(remembered) >= REMEMBERED_MAX:
-            remembered.clear()
+    remembered, now, key = request.parts.principals, request.parts.now(), digest(secret)
+    if (known := remembered.get(key)) is None or known.until_at <= now:
+        known = await look_up(request.parts, secret, now)
         # In the dictionary as it was before: if an account changed meanwhile, nobody reads it any more.
-        until_at = min(known.until_at or now + REMEMBERED, now + REMEMBERED)
-        remembered[secret_digest] = msgspec.structs.replace(known, until_at=until_at)
+        remembered[key] = known
     request.scope["user"] = known
     return known
 
 
-async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
+async def look_up(app: App, secret: str, now: int) -> Principal:
     if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
         return await app.db.read(find_operator)
-    found = await app.db.read(find_principal, digest=secret_digest, now=now)
-    if found is None and secret.startswith("vf_") and not is_api_key(secret):
-        raise Unauthorized("That API key is mistyped.")
-    if found is None:
-        raise Unauthorized("That API key or session is not valid, or not any more.")
-    if found.api_key_id and (found.last_used_at or 0) + KEY_USE_GRAIN <= now:
+    found = await app.db.read(find_principal, secret=secret, now=now)
+    if found.api_key_id and (found.last_used_at or 0) + REMEMBERED <= now:
         with contextlib.suppress(DiskFull):
-            await app.db.write(touch_key, id=found.api_key_id, now=now)
+            await app.db.write(run, sql=TOUCH_KEY, id=found.api_key_id, now=now)
     return found
 
 
@@ -3770,11 +3749,14 @@ async def check_password(request: Request, email: str, password: str, wrong: str
     with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
         address = ipaddress.IPv6Address(host.partition("%")[0])
         host = str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
-    attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(host)}": 20}
-    user_id, password_hash = await request.write(begin_sign_in, email=email, attempt=attempt)
-    if not await request.parts.hash(verify_password, password_hash, password):
-        raise Unauthorized(wrong)
-    await request.write(forget_attempt, attempt=attempt)
+    attempt = {"account": f"account:{digest(email.lower())}", "address": f"address:{digest(host)}"}
+    app = request.parts
+    user_id, password_hash = await app.write(begin_sign_in, email=email, **attempt)
+    try:
+        await app.hash(HASHER.verify, password_hash or NOBODYS_HASH, password)
+    except argon2.exceptions.VerifyMismatchError:
+        raise Unauthorized(wrong) from None
+    await app.db.write(forget_attempt, **attempt)
     return user_id
 
 
@@ -3810,7 +3792,7 @@ async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[U
 
 async def sign_out(request: Request) -> Response[None]:
     if token := request.cookies.get(request.cookie_name):
-        await request.write(end_session, digest=digest(token))
+        await request.write(run, sql=END_SESSION, digest=digest(token))
     return Response(None, cookies=[request.cookie("", 0)])
 
 
