@@ -1374,8 +1374,11 @@ class User(Output, frozen=True):
 
 
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
-             session_digest: str | None = None) -> User:  # fmt: skip
-    """Make an account with its welcome credits, signed in (with a session_digest).  Raises EmailTaken."""
+             invite_digest: str | None = None) -> User:  # fmt: skip
+    """Make an account with its welcome credits; an invitation is used up by that.  Raises EmailTaken."""
+    use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
+    if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
+        raise SignUpClosed("That invitation was used, or is too old, or never was.")
     id = new_id("usr")
     if insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email,
               password_hash=password_hash, is_admin=is_admin, created_at=now) is None:  # fmt: skip
@@ -1383,15 +1386,15 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
-    return admit(db, user_id=id, session_digest=session_digest, now=now)
+    return get_user(db, user_id=id)
 
 
-def admit(db: Db, *, user_id: str, session_digest: str | None, now: int) -> User:
-    """The account; its browser is signed in from now on (with a session_digest)."""
-    if session_digest:
-        insert(db, "sessions", digest=session_digest, user_id=user_id, created_at=now,
-               expires_at=now + SESSION_LIFE)  # fmt: skip
-    return get_user(db, user_id=user_id)
+def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -> User:
+    """Do what somebody is signed in by, and begin their session."""
+    user = act(db)
+    insert(db, "sessions", digest=session_digest, user_id=user.id, created_at=now,
+           expires_at=now + SESSION_LIFE)  # fmt: skip
+    return user
 
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
@@ -1401,30 +1404,15 @@ def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     return found
 
 
-def has_admin(db: Db) -> bool:
-    return bool(value(db, "SELECT EXISTS (SELECT 1 FROM users WHERE is_admin = 1)"))
-
-
-def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str, new_key: str | None,
-           rules: CreditRules, now: int) -> User:  # fmt: skip
+def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
+           password_hash: str | None = None) -> User:  # fmt: skip
     """Make the first administrator, once.  Raises LinkExpired when there is one."""
-    if has_admin(db):
+    if find_operator(db).user_id:
         raise LinkExpired("There is an administrator already.")
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now,
-                    session_digest=session_digest)  # fmt: skip
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
     if new_key:
         add_key(db, user_id=user.id, wish=KeyWish("set-up"), new_key=new_key, now=now)
     return user
-
-
-def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
-            rules: CreditRules, now: int) -> User:  # fmt: skip
-    """Make an account and sign it in; with an invitation, use that up."""
-    use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
-    if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
-        raise SignUpClosed("That invitation was used, or is too old, or never was.")
-    return add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
-                    session_digest=session_digest)  # fmt: skip
 
 
 def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
@@ -1449,16 +1437,12 @@ def forget_attempt(db: Db, *, account: str, address: str) -> None:
     """, account=account, address=address)
 
 
-def end_session(db: Db, *, digest: str) -> None:
-    run(db, "DELETE FROM sessions WHERE digest = :digest", digest=digest)
-
-
-def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
-                 session_digest: str | None = None) -> User:  # fmt: skip
-    """Change the password, sign out everywhere, and start anew here (with a session_digest)."""
-    run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
-    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user_id)
-    return admit(db, user_id=user_id, session_digest=session_digest, now=now)
+def set_password(db: Db, *, email: str, password_hash: str) -> User:
+    """Change the password, and sign out everywhere."""
+    run(db, "UPDATE users SET password_hash = :hash WHERE email = :email", hash=password_hash, email=email)
+    user = get_user(db, email=email)
+    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user.id)
+    return user
 
 
 def find_principal(db: Db, *, secret: str, now: int) -> Principal:
@@ -2989,7 +2973,7 @@ async def prepare_administrator(app: App) -> None:
         with contextlib.suppress(EmailTaken):
             await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
                             rules=app.catalogue.credits)  # fmt: skip
-    if not await app.db.read(has_admin):
+    if not (await app.db.read(find_operator)).user_id:
         app.set_up_token = secrets.token_urlsafe(24)
 
 
@@ -3314,9 +3298,6 @@ class Request(litestar.Request[Principal, Any, State]):
         """What is given, and what the function wants besides and is known."""
         unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
         return {word: KNOWN[word](self) for word in unsaid} | given
-
-    async def hash(self, password: str) -> str:
-        return await self.parts.hash(HASHER.hash, password)
 
     @property
     def parts(self) -> App:
@@ -3709,6 +3690,15 @@ Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
 
+class PasswordWish(Input, frozen=True):
+    email: Email
+    password: Annotated[Password, _("else one is made and shown")] | None = None
+
+
+class UserWish(PasswordWish, frozen=True):
+    is_admin: Annotated[bool, _("make an administrator")] = False
+
+
 class SetUp(Input, frozen=True):
     token: Given
     email: Email
@@ -3731,16 +3721,19 @@ class PasswordChange(Input, frozen=True):
     current_password: Given = ""
 
 
-class SetUpDone(Output, frozen=True, omit_defaults=True):
-    user: User
-    api_key: str | None = None
+UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
+Invited = TypedDict("Invited", {"invite": str, "url": str})
 
 
-async def begin_session(request: Request, fn: Callable[..., User], **given: Any) -> Response[Answer[User]]:
+async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
+                        **given: Any) -> Response[Answer[User]]:  # fmt: skip
     """Do what also begins a session, and answer with its cookie."""
     token = secrets.token_urlsafe(32)
-    user = await request.write(fn, session_digest=digest(token), **given)
-    return Response(ok(user), cookies=[request.cookie(token)])
+    if password:
+        given["password_hash"] = await request.parts.hash(HASHER.hash, password)
+    act = functools.partial(fn, **request.told(fn, given))
+    return Response(ok(await request.write(admit, act=act, session_digest=digest(token))),
+                    cookies=[request.cookie(token)])  # fmt: skip
 
 
 async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
@@ -3763,31 +3756,31 @@ async def check_password(request: Request, email: str, password: str, wrong: str
 async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
     """Make the first administrator, with the token of the first start.  Without a password the answer has an
     API key; as plain text, where that is asked for."""
-    app, expected = request.parts, request.parts.set_up_token
+    expected = request.parts.set_up_token
     if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
         raise LinkExpired("That set-up link is not valid, or not any more.")
     key = None if data.password else new_api_key()
-    password_hash = await request.hash(data.password) if data.password else None
-    answer = await begin_session(request, set_up, email=data.email, new_key=key, password_hash=password_hash)
-    app.set_up_token = None
+    answer = await begin_session(request, set_up, email=data.email, password=data.password, new_key=key)
+    request.parts.set_up_token = None
     if key and request.headers.get("accept", "").startswith("text/plain"):
         return Response(key, media_type=MediaType.TEXT)
-    return Response(ok(SetUpDone(answer.content.data, key)), cookies=answer.cookies)
+    made = {"user": answer.content.data} | ({"apiKey": key} if key else {})
+    return Response(ok(made), cookies=answer.cookies)
 
 
 async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
     mode = request.parts.settings.signup
     if mode == "closed" or (mode == "invite" and not data.invite):
         raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
-    return await begin_session(
-        request, sign_up, email=data.email, password_hash=await request.hash(data.password),
-        invite_digest=digest(data.invite or "") if mode == "invite" else None)  # fmt: skip
+    invite = digest(data.invite or "") if mode == "invite" else None
+    return await begin_session(request, add_user, email=data.email, password=data.password, is_admin=False,
+                               invite_digest=invite)  # fmt: skip
 
 
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
     wrong = "The e-mail address or the password is wrong."
     user_id = await check_password(request, data.email, data.password, wrong)
-    return await begin_session(request, admit, user_id=user_id)
+    return await begin_session(request, get_user, user_id=user_id)
 
 
 async def sign_out(request: Request) -> Response[None]:
@@ -3803,24 +3796,10 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
     user = await request.read(get_user)
     if user.has_password:
         await check_password(request, user.email, data.current_password, "currentPassword is wrong.")
-    return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
+    return await begin_session(request, set_password, email=user.email, password=data.new_password)
 
 
 # --- administration
-
-
-class PasswordWish(Input, frozen=True):
-    email: Email
-    password: Annotated[Password, _("else one is made and shown")] | None = None
-
-
-class UserWish(PasswordWish, frozen=True):
-    is_admin: Annotated[bool, _("make an administrator")] = False
-
-
-class UserMade(Output, frozen=True):
-    user: User
-    password: str | None  # where none was given; shown once
 
 
 class KeyForUser(KeyWish, frozen=True, kw_only=True):
@@ -3839,11 +3818,6 @@ class Grant(Deduction, frozen=True):
 
 class InviteWish(Input, frozen=True):
     days: Days = 7
-
-
-class Invited(Output, frozen=True):
-    invite: str
-    url: str
 
 
 class Checked(Output, frozen=True):
@@ -3876,24 +3850,24 @@ def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
 
 def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + wish.days * DAY)
-    return Invited(new_code, f"{base}/sign-up#{new_code}")
+    return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
 
 async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
                              **given: Any) -> Answer[UserMade]:  # fmt: skip
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
     made = None if wish.password else secrets.token_urlsafe(12)
-    password_hash = await request.hash(wish.password or str(made))
-    return ok(UserMade(await request.write(fn, password_hash=password_hash, **given), made))
+    password_hash = await request.parts.hash(HASHER.hash, wish.password or str(made))
+    user = await request.write(fn, email=wish.email, password_hash=password_hash, **given)
+    return ok({"user": user, "password": made})
 
 
 async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
-    return await set_given_password(request, data, add_user, email=data.email, is_admin=data.is_admin)
+    return await set_given_password(request, data, add_user, is_admin=data.is_admin)
 
 
 async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-    user = await request.read(get_user, user_id="", email=data.email)
-    return await set_given_password(request, data, set_password, user_id=user.id)
+    return await set_given_password(request, data, set_password)
 
 
 async def check_parts(request: Request) -> Answer[CheckList]:

@@ -39,7 +39,7 @@ def fill(db):
     wish, new_key = v.KeyWish(credit_limit=500), v.new_api_key()
     key_id = v.add_key(db, user_id=user.id, wish=wish, new_key=new_key, now=1_000)["key"].id
     v.add_upload(db, user_id=user.id, key="uploads/a.png", media_type="image/png", size_bytes=1, now=1_000)
-    v.admit(db, user_id=user.id, session_digest=v.digest("session"), now=1_000)
+    v.admit(db, act=lambda db: user, session_digest=v.digest("session"), now=1_000)
     for id in (RUNNING, MADE, FAILED):
         request(db, id, user.id, key_id)
     finish(db, MADE, v.complete, stored=STORED)
