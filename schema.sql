@@ -86,6 +86,13 @@ CREATE TABLE sign_in_failures (
 CREATE INDEX sign_in_failures_by_subject  ON sign_in_failures (subject, failed_at);
 CREATE INDEX sign_in_failures_by_age      ON sign_in_failures (failed_at);
 
+-- Until when nobody may try again: five wrong passwords of an account are free, twenty of an address; each
+-- that follows makes the next attempt wait twice as long, a quarter of an hour at most.
+CREATE VIEW sign_in_waits AS
+    SELECT subject, max(failed_at) + min(1000 << min(count(*) - free, 20), 900000) AS until_at
+    FROM (SELECT *, iif(subject GLOB 'account:*', 5, 20) AS free FROM sign_in_failures)
+    GROUP BY subject HAVING count(*) >= free;
+
 ---------------------------------------------------------------------------------------- ledger --
 
 -- Credits granted together: a purchase, a period, a gift.  Spending takes from the package that ends

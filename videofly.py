@@ -88,9 +88,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
-from litestar import Litestar, MediaType, Response, Router, delete, get, post, route
+from litestar import Litestar, MediaType, Response, Router, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
-from litestar.enums import RequestEncodingType
+from litestar.enums import HttpMethod, RequestEncodingType
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -1451,11 +1451,11 @@ def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
 # Who is who.  Secrets are made by the caller and kept here as digests only.
 
 SESSION_LIFE = 30 * DAY
-KEY_USE_GRAIN = MINUTE  # last_used_at is written at most this often
-LONGEST_WAIT = 15 * MINUTE
+REMEMBERED = MINUTE  # a session or key is looked up again after this long, and last_used_at written
 KEYS_MAX = 100  # unrevoked keys of a user
+END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # these two are all there is to do: run does it
+TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-Attempt = dict[str, int]  # what an attempt to sign in is counted under, and how many are free
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -1464,7 +1464,7 @@ class Principal(msgspec.Struct, frozen=True):
     user_id: str
     is_admin: bool  # and may act as one
     api_key_id: str | None = None
-    until_at: int | None = None  # the session or key ends then
+    until_at: int = 0  # then they are looked up again
     last_used_at: int | None = None
 
 
@@ -1479,8 +1479,11 @@ class User(Output, frozen=True):
 
 
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
-             session_digest: str | None = None) -> User:  # fmt: skip
-    """Make an account with its welcome credits, signed in (with a session_digest).  Raises EmailTaken."""
+             invite_digest: str | None = None) -> User:  # fmt: skip
+    """Make an account with its welcome credits; an invitation is used up by that.  Raises EmailTaken."""
+    use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
+    if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
+        raise SignUpClosed("That invitation was used, or is too old, or never was.")
     id = new_id("usr")
     if insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email,
               password_hash=password_hash, is_admin=is_admin, created_at=now) is None:  # fmt: skip
@@ -1488,15 +1491,15 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
-    return admit(db, user_id=id, session_digest=session_digest, now=now)
+    return get_user(db, user_id=id)
 
 
-def admit(db: Db, *, user_id: str, session_digest: str | None, now: int) -> User:
-    """The account; its browser is signed in from now on (with a session_digest)."""
-    if session_digest:
-        insert(db, "sessions", digest=session_digest, user_id=user_id, created_at=now,
-               expires_at=now + SESSION_LIFE)  # fmt: skip
-    return get_user(db, user_id=user_id)
+def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -> User:
+    """Do what somebody is signed in by, and begin their session."""
+    user = act(db)
+    insert(db, "sessions", digest=session_digest, user_id=user.id, created_at=now,
+           expires_at=now + SESSION_LIFE)  # fmt: skip
+    return user
 
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
@@ -1506,85 +1509,64 @@ def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     return found
 
 
-def has_admin(db: Db) -> bool:
-    return bool(value(db, "SELECT EXISTS (SELECT 1 FROM users WHERE is_admin = 1)"))
-
-
-def set_up(db: Db, *, email: str, password_hash: str | None, session_digest: str, new_key: str | None,
-           rules: CreditRules, now: int) -> User:  # fmt: skip
+def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
+           password_hash: str | None = None) -> User:  # fmt: skip
     """Make the first administrator, once.  Raises LinkExpired when there is one."""
-    if has_admin(db):
+    if find_operator(db).user_id:
         raise LinkExpired("There is an administrator already.")
-    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now,
-                    session_digest=session_digest)  # fmt: skip
+    user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
     if new_key:
         add_key(db, user_id=user.id, wish=KeyWish("set-up"), new_key=new_key, now=now)
     return user
 
 
-def sign_up(db: Db, *, email: str, password_hash: str, invite_digest: str | None, session_digest: str,
-            rules: CreditRules, now: int) -> User:  # fmt: skip
-    """Make an account and sign it in; with an invitation, use that up."""
-    use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
-    if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
-        raise SignUpClosed("That invitation was used, or is too old, or never was.")
-    return add_user(db, email=email, password_hash=password_hash, is_admin=False, rules=rules, now=now,
-                    session_digest=session_digest)  # fmt: skip
-
-
-def begin_sign_in(db: Db, *, email: str, attempt: Attempt, now: int) -> tuple[str, str | None]:
+def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
     """The account's id and password hash.  The attempt is counted before the password is looked at, so that
     guesses at the same time count too.  Raises TooManyAttempts with the seconds to wait."""
-    count = "SELECT count(*), max(failed_at) FROM sign_in_failures WHERE subject = ?"
-    for subject, free in attempt.items():
-        failures, failed_at = db.execute(count, [subject]).fetchone()
-        over = failures - free
-        until = now if over < 0 else failed_at + min(SECOND * 2 ** min(over, 20), LONGEST_WAIT)
-        if until > now:
-            wait_s = math.ceil((until - now) / SECOND)
-            raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
-    for subject in attempt:
+    waits = "SELECT max(until_at) FROM sign_in_waits WHERE subject IN (:account, :address)"
+    if (until := value(db, waits, account=account, address=address) or 0) > now:
+        wait_s = math.ceil((until - now) / SECOND)
+        raise TooManyAttempts(f"Too many attempts; try again in {wait_s} seconds.", retryAfter=wait_s)
+    for subject in (account, address):
         insert(db, "sign_in_failures", subject=subject, failed_at=now)
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
 
 
-def forget_attempt(db: Db, *, attempt: Attempt) -> None:
+def forget_attempt(db: Db, *, account: str, address: str) -> None:
     """The password was right.  The address is given back one attempt, not all: signing in to one's own
     account must not buy guesses at others'."""
-    account, address = attempt
     run(db, """
         DELETE FROM sign_in_failures WHERE subject = :account
         OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
     """, account=account, address=address)
 
 
-def end_session(db: Db, *, digest: str) -> None:
-    run(db, "DELETE FROM sessions WHERE digest = :digest", digest=digest)
+def set_password(db: Db, *, email: str, password_hash: str) -> User:
+    """Change the password, and sign out everywhere."""
+    run(db, "UPDATE users SET password_hash = :hash WHERE email = :email", hash=password_hash, email=email)
+    user = get_user(db, email=email)
+    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user.id)
+    return user
 
 
-def set_password(db: Db, *, user_id: str, password_hash: str, now: int,
-                 session_digest: str | None = None) -> User:  # fmt: skip
-    """Change the password, sign out everywhere, and start anew here (with a session_digest)."""
-    run(db, "UPDATE users SET password_hash = :hash WHERE id = :id", hash=password_hash, id=user_id)
-    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user_id)
-    return admit(db, user_id=user_id, session_digest=session_digest, now=now)
-
-
-def find_principal(db: Db, *, digest: str, now: int) -> Principal | None:
-    """Whose session or API key that is, unless it has ended."""
-    sql = "FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)"
-    return one(db, Principal, sql, digest=digest, now=now)
+def find_principal(db: Db, *, secret: str, now: int) -> Principal:
+    """Whose session or API key that is.  Raises Unauthorized."""
+    found = one(db, Principal, """
+        SELECT user_id, is_admin, api_key_id, last_used_at, min(:soon, coalesce(until_at, :soon)) AS until_at
+        FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)
+    """, digest=digest(secret), now=now, soon=now + REMEMBERED)
+    if found is None and secret.startswith("vf_") and not is_api_key(secret):
+        raise Unauthorized("That API key is mistyped.")
+    if found is None:
+        raise Unauthorized("That API key or session is not valid, or not any more.")
+    return found
 
 
 def find_operator(db: Db) -> Principal:
     """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
     oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
     return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
-
-
-def touch_key(db: Db, *, id: str, now: int) -> None:
-    run(db, "UPDATE api_keys SET last_used_at = :now WHERE id = :id", id=id, now=now)
 
 
 class KeyWish(Input, frozen=True):
@@ -1603,9 +1585,9 @@ class ApiKey(Output, frozen=True):
     last_used_at: datetime | None
 
 
-class KeyMade(Output, frozen=True):
-    api_key: str  # shown once
-    key: ApiKey
+# Small answers are typed dictionaries, with the names that people see.
+KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is shown once
+KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
 
 
 def api_key(body: str) -> str:
@@ -1626,21 +1608,17 @@ def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
     """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
     if api_key_id:
         raise Forbidden("An API key cannot make API keys; sign in.")
-    if len(list_keys(db, user_id=user_id).keys) >= KEYS_MAX:
+    if len(list_keys(db, user_id=user_id)["keys"]) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
     insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
            credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
-    return KeyMade(new_key, many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0])
-
-
-class KeyList(Output, frozen=True):
-    keys: list[ApiKey]
+    return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
     sql = "FROM api_keys WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
-    return KeyList(many(db, ApiKey, sql, id=user_id))
+    return {"keys": many(db, ApiKey, sql, id=user_id)}
 
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
@@ -1648,10 +1626,6 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     sql = "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL"
     if not run(db, sql, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
-
-
-# After one of these, somebody may be somebody else: nothing remembered of who they are holds.
-CHANGE_ACCOUNTS = {add_user, set_up, sign_up, end_session, set_password, revoke_key}
 
 
 def forget_old(db: Db, *, now: int) -> None:
@@ -3451,12 +3425,8 @@ def is_signed_return(query: str, key: str) -> bool:
 # ---------------------------------------------------------------------------
 
 
-class AlreadyRunning(Exception):
-    """Another server has the data folder; url is where it listens."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"A server is running on this data folder already, at {url}")
-        self.url = url
+class AlreadyRunning(Refused):
+    """Another server has the data folder; in its lock stands where that listens."""
 
 
 class Breaker:
@@ -3535,14 +3505,8 @@ class App:
 HASHES_WAITING_MAX = 50
 # OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"  # no password has it
-
-
-def verify_password(password_hash: str | None, password: str) -> bool:
-    """Takes as long for somebody who does not exist as for somebody who does."""
-    with contextlib.suppress(argon2.exceptions.VerifyMismatchError, argon2.exceptions.InvalidHashError):
-        return HASHER.verify(password_hash or NOBODYS_HASH, password) and password_hash is not None
-    return False
+# No password has this one: whoever does not exist is refused after as long as whoever does.
+NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
 
 
 @contextlib.contextmanager
@@ -3559,7 +3523,8 @@ def own(data: Path, settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(file.read().strip()) from None
+            there = file.read().strip()
+            raise AlreadyRunning(f"A server is running on this data folder already, at {there}") from None
         file.truncate()
         print(local_url(settings), file=file, flush=True)
         for leftover in (data / "temporary").iterdir():
@@ -3595,7 +3560,7 @@ async def prepare_administrator(app: App) -> None:
         with contextlib.suppress(EmailTaken):
             await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
                             rules=app.catalogue.credits)  # fmt: skip
-    if not await app.db.read(has_admin):
+    if not (await app.db.read(find_operator)).user_id:
         app.set_up_token = secrets.token_urlsafe(24)
 
 
@@ -3953,7 +3918,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
 
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
-REMEMBERED, REMEMBERED_MAX = MINUTE, 10_000  # a session or key is looked up again after this long
 STREAMS_MAX = 20  # open event streams of a user
 STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
 DISK_LOW_MB = 200
@@ -3972,16 +3936,16 @@ class Request(litestar.Request[Principal, Any, State]):
     async def write(self, fn: Callable[..., T], /, **given: Any) -> T:
         try:
             return await self.parts.db.write(fn, **self.told(fn, given))
-        finally:
-            if fn in CHANGE_ACCOUNTS:
-                self.parts.principals = {}
+        finally:  # somebody may be somebody else now: nothing remembered of who they are holds
+            self.parts.principals = {}
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
         once = None
         if key and self.user.user_id:
             once = Once(key, digest(f"{self.method} {self.scope['path']} {as_json(body)}"))
-        return await self.write(once_only, act=functools.partial(fn, **self.told(fn, given)), once=once)
+        act = functools.partial(fn, **self.told(fn, given))
+        return await self.parts.db.write(once_only, **self.told(once_only, {"act": act, "once": once}))
 
     async def was_answered(self, key: str | None) -> bool:
         return bool(key and await self.parts.db.read(has_answer, user_id=self.user.user_id, key=key))
@@ -3990,9 +3954,6 @@ class Request(litestar.Request[Principal, Any, State]):
         """What is given, and what the function wants besides and is known."""
         unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
         return {word: KNOWN[word](self) for word in unsaid} | given
-
-    async def hash(self, password: str) -> str:
-        return await self.parts.hash(HASHER.hash, password)
 
     @property
     def parts(self) -> App:
@@ -4139,30 +4100,22 @@ async def authenticate(request: Request) -> Principal:
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
-    app = request.parts
-    remembered, now, secret_digest = app.principals, app.now(), digest(secret)
-    if (known := remembered.get(secret_digest)) is None or (known.until_at or 0) <= now:
-        known = await look_up(app, secret.strip(), secret_digest, now)
-        if len(remembered) >= REMEMBERED_MAX:
-            remembered.clear()
+    remembered, now, key = request.parts.principals, request.parts.now(), digest(secret)
+    if (known := remembered.get(key)) is None or known.until_at <= now:
+        known = await look_up(request.parts, secret, now)
         # In the dictionary as it was before: if an account changed meanwhile, nobody reads it any more.
-        until_at = min(known.until_at or now + REMEMBERED, now + REMEMBERED)
-        remembered[secret_digest] = msgspec.structs.replace(known, until_at=until_at)
+        remembered[key] = known
     request.scope["user"] = known
     return known
 
 
-async def look_up(app: App, secret: str, secret_digest: str, now: int) -> Principal:
+async def look_up(app: App, secret: str, now: int) -> Principal:
     if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
         return await app.db.read(find_operator)
-    found = await app.db.read(find_principal, digest=secret_digest, now=now)
-    if found is None and secret.startswith("vf_") and not is_api_key(secret):
-        raise Unauthorized("That API key is mistyped.")
-    if found is None:
-        raise Unauthorized("That API key or session is not valid, or not any more.")
-    if found.api_key_id and (found.last_used_at or 0) + KEY_USE_GRAIN <= now:
+    found = await app.db.read(find_principal, secret=secret, now=now)
+    if found.api_key_id and (found.last_used_at or 0) + REMEMBERED <= now:
         with contextlib.suppress(DiskFull):
-            await app.db.write(touch_key, id=found.api_key_id, now=now)
+            await app.db.write(run, sql=TOUCH_KEY, id=found.api_key_id, now=now)
     return found
 
 
@@ -4210,15 +4163,14 @@ def with_links(request: Request, data: T) -> T:
 
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
-    app = request.parts
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while not app.stopping.is_set():
-                bell = app.bell(request.user.user_id)
-                if (video := await request.read(get_video, id=id)).finished_at:
-                    return video
-                await bell.wait()
-    return await request.read(get_video, id=id)
+    app, ends_at = request.parts, time.monotonic() + seconds
+    while True:
+        bell, video = app.bell(request.user.user_id), await request.read(get_video, id=id)
+        left_s = ends_at - time.monotonic()
+        if video.finished_at or left_s <= 0 or app.stopping.is_set():
+            return video
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(bell.wait(), left_s)
 
 
 async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
@@ -4280,8 +4232,7 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
         raise Unauthorized("That is no callback that we asked for.")
     try:
         if await there.is_signed(request.headers, body):
-            ref = there.adopt(body)
-            await app.db.write(hear_callback, id=job, provider=provider, ref=ref, now=app.now())
+            await app.write(hear_callback, id=job, provider=provider, ref=there.adopt(body))
             return ok(None)
     except Exception as failure:
         log.exception("callback of %s for %s", provider, job)
@@ -4341,11 +4292,10 @@ async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
     try:
         await on_thread(None, part.write_bytes, content)
         await app.storage.put(key, part, media_type)
-        try:
-            await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
-        except Exception:
-            await app.storage.delete(key)
-            raise
+        await request.write(add_upload, key=key, media_type=media_type, size_bytes=len(content))
+    except Exception:
+        await app.storage.delete(key)
+        raise
     finally:
         part.unlink(missing_ok=True)
     return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
@@ -4365,43 +4315,31 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
 # --- the catalogue
 
 
-class ModelOffer(Output, frozen=True):
-    id: str
-    name: str
-    description: str
-    modes: list[str]
-    durations: list[int]
-    aspect_ratios: list[str]
-    qualities: list[str]
-    prices: dict[str, dict[str, int]]  # quality, duration: credits
-
-
-class ModelList(Output, frozen=True):
-    models: list[ModelOffer]
-    catalog_version: str
-
-
-class ProductList(Output, frozen=True):
-    packs: list[Pack]
-    plans: list[Plan]
-    gift: int
+ModelOffer = TypedDict("ModelOffer", {
+    "id": str, "name": str, "description": str, "modes": list[Literal["text", "image"]],
+    "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
+    "prices": dict[str, dict[int, int]]})  # quality, duration: credits
+ModelList = TypedDict("ModelList", {"models": list[ModelOffer], "catalogVersion": str})
+ProductList = TypedDict("ProductList", {"packs": list[Pack], "plans": list[Plan], "gift": int})
 
 
 def model_offer(model: Model) -> ModelOffer:
-    prices = {quality: {str(n): price(model, duration=n, quality=quality) for n in model.durations}
+    prices = {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
               for quality in model.qualities}  # fmt: skip
-    return ModelOffer(model.id, model.name, model.description, list(model.modes), model.durations,
-                      model.aspect_ratios, list(model.qualities), prices)  # fmt: skip
+    return {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
+            "durations": model.durations, "aspectRatios": model.aspect_ratios,
+            "qualities": list(prices), "prices": prices}
 
 
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
-    return ok(ModelList([model_offer(each) for each in catalogue.models if each.enabled], catalogue.version))
+    offers = [model_offer(model) for model in catalogue.models if model.enabled]
+    return ok({"models": offers, "catalogVersion": catalogue.version})
 
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue = request.parts.catalogue
-    return ok(ProductList(catalogue.packs, catalogue.plans, catalogue.credits.gift))
+    return ok({"packs": catalogue.packs, "plans": catalogue.plans, "gift": catalogue.credits.gift})
 
 
 # --- accounts
@@ -4409,6 +4347,15 @@ async def list_products(request: Request) -> Answer[ProductList]:
 Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$(?!\n)", max_length=254)]
 Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
+
+
+class PasswordWish(Input, frozen=True):
+    email: Email
+    password: Annotated[Password, _("else one is made and shown")] | None = None
+
+
+class UserWish(PasswordWish, frozen=True):
+    is_admin: Annotated[bool, _("make an administrator")] = False
 
 
 class SetUp(Input, frozen=True):
@@ -4433,16 +4380,19 @@ class PasswordChange(Input, frozen=True):
     current_password: Given = ""
 
 
-class SetUpDone(Output, frozen=True, omit_defaults=True):
-    user: User
-    api_key: str | None = None
+UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
+Invited = TypedDict("Invited", {"invite": str, "url": str})
 
 
-async def begin_session(request: Request, fn: Callable[..., User], **given: Any) -> Response[Answer[User]]:
+async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
+                        **given: Any) -> Response[Answer[User]]:  # fmt: skip
     """Do what also begins a session, and answer with its cookie."""
     token = secrets.token_urlsafe(32)
-    user = await request.write(fn, session_digest=digest(token), **given)
-    return Response(ok(user), cookies=[request.cookie(token)])
+    if password:
+        given["password_hash"] = await request.parts.hash(HASHER.hash, password)
+    act = functools.partial(fn, **request.told(fn, given))
+    return Response(ok(await request.write(admit, act=act, session_digest=digest(token))),
+                    cookies=[request.cookie(token)])  # fmt: skip
 
 
 async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
@@ -4451,47 +4401,50 @@ async def check_password(request: Request, email: str, password: str, wrong: str
     with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
         address = ipaddress.IPv6Address(host.partition("%")[0])
         host = str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
-    attempt = {f"account:{digest(email.lower())}": 5, f"address:{digest(host)}": 20}
-    user_id, password_hash = await request.write(begin_sign_in, email=email, attempt=attempt)
-    if not await request.parts.hash(verify_password, password_hash, password):
-        raise Unauthorized(wrong)
-    await request.write(forget_attempt, attempt=attempt)
+    attempt = {"account": f"account:{digest(email.lower())}", "address": f"address:{digest(host)}"}
+    app = request.parts
+    user_id, password_hash = await app.write(begin_sign_in, email=email, **attempt)
+    try:
+        await app.hash(HASHER.verify, password_hash or NOBODYS_HASH, password)
+    except argon2.exceptions.VerifyMismatchError:
+        raise Unauthorized(wrong) from None
+    await app.db.write(forget_attempt, **attempt)
     return user_id
 
 
 async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
     """Make the first administrator, with the token of the first start.  Without a password the answer has an
     API key; as plain text, where that is asked for."""
-    app, expected = request.parts, request.parts.set_up_token
+    expected = request.parts.set_up_token
     if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
         raise LinkExpired("That set-up link is not valid, or not any more.")
     key = None if data.password else new_api_key()
-    password_hash = await request.hash(data.password) if data.password else None
-    answer = await begin_session(request, set_up, email=data.email, new_key=key, password_hash=password_hash)
-    app.set_up_token = None
+    answer = await begin_session(request, set_up, email=data.email, password=data.password, new_key=key)
+    request.parts.set_up_token = None
     if key and request.headers.get("accept", "").startswith("text/plain"):
         return Response(key, media_type=MediaType.TEXT)
-    return Response(ok(SetUpDone(answer.content.data, key)), cookies=answer.cookies)
+    made = {"user": answer.content.data} | ({"apiKey": key} if key else {})
+    return Response(ok(made), cookies=answer.cookies)
 
 
 async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
     mode = request.parts.settings.signup
     if mode == "closed" or (mode == "invite" and not data.invite):
         raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
-    return await begin_session(
-        request, sign_up, email=data.email, password_hash=await request.hash(data.password),
-        invite_digest=digest(data.invite or "") if mode == "invite" else None)  # fmt: skip
+    invite = digest(data.invite or "") if mode == "invite" else None
+    return await begin_session(request, add_user, email=data.email, password=data.password, is_admin=False,
+                               invite_digest=invite)  # fmt: skip
 
 
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
     wrong = "The e-mail address or the password is wrong."
     user_id = await check_password(request, data.email, data.password, wrong)
-    return await begin_session(request, admit, user_id=user_id)
+    return await begin_session(request, get_user, user_id=user_id)
 
 
 async def sign_out(request: Request) -> Response[None]:
     if token := request.cookies.get(request.cookie_name):
-        await request.write(end_session, digest=digest(token))
+        await request.write(run, sql=END_SESSION, digest=digest(token))
     return Response(None, cookies=[request.cookie("", 0)])
 
 
@@ -4502,7 +4455,7 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
     user = await request.read(get_user)
     if user.has_password:
         await check_password(request, user.email, data.current_password, "currentPassword is wrong.")
-    return await begin_session(request, set_password, password_hash=await request.hash(data.new_password))
+    return await begin_session(request, set_password, email=user.email, password=data.new_password)
 
 
 # --- billing
@@ -4666,20 +4619,6 @@ async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer
 # --- administration
 
 
-class PasswordWish(Input, frozen=True):
-    email: Email
-    password: Annotated[Password, _("else one is made and shown")] | None = None
-
-
-class UserWish(PasswordWish, frozen=True):
-    is_admin: Annotated[bool, _("make an administrator")] = False
-
-
-class UserMade(Output, frozen=True):
-    user: User
-    password: str | None  # where none was given; shown once
-
-
 class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
 
@@ -4696,11 +4635,6 @@ class Grant(Deduction, frozen=True):
 
 class InviteWish(Input, frozen=True):
     days: Days = 7
-
-
-class Invited(Output, frozen=True):
-    invite: str
-    url: str
 
 
 class Checked(Output, frozen=True):
@@ -4733,24 +4667,24 @@ def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
 
 def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + wish.days * DAY)
-    return Invited(new_code, f"{base}/sign-up#{new_code}")
+    return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
 
 async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
                              **given: Any) -> Answer[UserMade]:  # fmt: skip
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
     made = None if wish.password else secrets.token_urlsafe(12)
-    password_hash = await request.hash(wish.password or str(made))
-    return ok(UserMade(await request.write(fn, password_hash=password_hash, **given), made))
+    password_hash = await request.parts.hash(HASHER.hash, wish.password or str(made))
+    user = await request.write(fn, email=wish.email, password_hash=password_hash, **given)
+    return ok({"user": user, "password": made})
 
 
 async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
-    return await set_given_password(request, data, add_user, email=data.email, is_admin=data.is_admin)
+    return await set_given_password(request, data, add_user, is_admin=data.is_admin)
 
 
 async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-    user = await request.read(get_user, user_id="", email=data.email)
-    return await set_given_password(request, data, set_password, user_id=user.id)
+    return await set_given_password(request, data, set_password)
 
 
 async def check_parts(request: Request) -> Answer[CheckList]:
@@ -4825,10 +4759,10 @@ def csv_cell(value: Any) -> Any:
 
 # --- the table of addresses
 
-Asked = dict[str, tuple[Any, Any]]  # a parameter's type and default
-Limit = Annotated[int, QueryParameter(ge=1, le=100)]
 OnlyStatus = FromQuery[Status | None]
-ASKED: Asked = {"cursor": (Cursor, None), "limit": (Limit, 20), "status": (OnlyStatus, None)}
+ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
+    "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
+    "status": (OnlyStatus, None)}
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
@@ -4836,7 +4770,7 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
     path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
     hints, parameter, required = typing.get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
-    asked: Asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
+    asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
     asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
     asked |= {"data": (cast(Any, JSONBody)[hints["wish"]], required)} if "wish" in hints else {}
     asked |= {"key": (IdempotencyKey, None)} if once else {}
@@ -4869,8 +4803,7 @@ def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..
     handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
     handler.__name__ = name  # the operation's, in the document
     responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
-    verb = {"GET": get, "POST": post, "DELETE": delete}[method]
-    return verb(path, status_code=status, responses=responses)(handler)
+    return route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)(handler)
 
 
 # Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
@@ -4978,7 +4911,8 @@ class Document(JsonRenderPlugin):
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         names = "#/components/schemas/{name}"
-        _, bodies = msgspec.json.schema_components(Input.__subclasses__(), ref_template=names)
+        kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
+        _, bodies = msgspec.json.schema_components(kinds, ref_template=names)
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
@@ -5071,8 +5005,8 @@ async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Aw
             try:
                 app = await stack.enter_async_context(open_app(settings))
                 transport, base = httpx.ASGITransport(cast(Any, http(app))), "http://videofly.local"
-            except AlreadyRunning as running:
-                base = running.url
+            except AlreadyRunning:
+                base = (Path(settings.data) / "lock").read_text().strip()
             token = key or operator_token(read_secret(Path(settings.data) / "secret"))
         client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
                                    headers={"Authorization": f"Bearer {token}"})  # fmt: skip
@@ -5099,7 +5033,7 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     os.umask(0o077)
     try:
         return uvloop.run(work(read_settings(os.environ | environ), *args))
-    except (Refused, AlreadyRunning) as refusal:
+    except Refused as refusal:
         raise click.ClickException(str(refusal)) from None
 
 
@@ -5183,14 +5117,12 @@ async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path)
     id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
     with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
         bar = bars.add_task(wish["prompt"][:40], total=100)
-        while True:
-            now = await ask(client, f"GET /api/v1/video/{id}/status")
+        while (now := await ask(client, f"GET /api/v1/video/{id}/status"))["status"] != "COMPLETED":
             bars.update(bar, completed=now["progress"])
-            if now["status"] == "COMPLETED":
-                break
             if now["status"] == "FAILED":
                 raise click.ClickException("{code}: {message} Nothing was charged.".format_map(now["error"]))
             await asyncio.sleep(0.3)
+        bars.update(bar, completed=100)
     await fetch_video(client, now["videoUrl"], out)
 
 

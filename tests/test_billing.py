@@ -9,7 +9,7 @@ import pytest
 
 import videofly as v
 from conftest import CATALOG, books_are_right, client_of, error_of, person, rows, work
-from creem import Creem, redirect_query, signed, signed_standard
+from creem import Creem, redirect_query, signed
 from test_payments import EVENTS, SAMPLES
 from upstream import slow
 
@@ -484,7 +484,7 @@ async def test_what_was_never_told_is_found_by_reconciling(store, clock):
 async def test_reconciling_reads_every_page(store):
     for n in range(3):
         store.creem.buy("prod_StarterPack0001", email=f"{n}@example.com")
-    asked = [call for call in store.creem.calls]
+    asked = list(store.creem.calls)
     await ask(store.client, "POST /api/v1/admin/reconcile")
     assert await rows(store.app, "SELECT count(*) FROM payment_events WHERE state = 'attention'") == [(3,)]
     assert len(store.creem.calls) > len(asked)

@@ -37,9 +37,9 @@ def fill(db):
     v.grant(db, user_id=user.id, credits=100, trans_type="ORDER_PAY", source_ref="order-1", note="two films",
             expires_at=None, now=1_000)
     wish, new_key = v.KeyWish(credit_limit=500), v.new_api_key()
-    key_id = v.add_key(db, user_id=user.id, wish=wish, new_key=new_key, now=1_000).key.id
+    key_id = v.add_key(db, user_id=user.id, wish=wish, new_key=new_key, now=1_000)["key"].id
     v.add_upload(db, user_id=user.id, key="uploads/a.png", media_type="image/png", size_bytes=1, now=1_000)
-    v.admit(db, user_id=user.id, session_digest=v.digest("session"), now=1_000)
+    v.admit(db, act=lambda db: user, session_digest=v.digest("session"), now=1_000)
     pay(db, user.id)
     for id in (RUNNING, MADE, FAILED):
         request(db, id, user.id, key_id)
@@ -139,9 +139,9 @@ def a_day(db, user_id):
     v.list_packages(db, user_id=user_id, cursor=None, limit=20)
     v.balance(db, user_id=user_id, now=7_000)
     v.list_events(db, user_id=user_id, after=0, limit=100)
-    v.find_principal(db, digest="", now=7_000)
+    v.find_principal(db, secret="session", now=7_000)
     v.list_keys(db, user_id=user_id)
-    v.begin_sign_in(db, email="ada@example.com", attempt={"account:a": 5, "address:b": 20}, now=7_000)
+    v.begin_sign_in(db, email="ada@example.com", account="account:a", address="address:b", now=7_000)
     v.due_jobs(db, now=7_000, busy=["x"], limit=20)
     v.next_due(db, after=7_000)
     v.hear_callback(db, id=RUNNING, now=7_000)
