@@ -633,7 +633,8 @@ async def test_a_key_that_cannot_be_is_refused(app, subtests):
 PUBLIC = {
     ("POST", "/api/auth/set-up"), ("POST", "/api/auth/sign-in"), ("POST", "/api/auth/sign-out"),
     ("POST", "/api/auth/sign-up"), ("GET", "/api/v1/config/models"), ("GET", "/api/v1/config/products"),
-    ("POST", "/api/v1/video/callback/{provider:str}"),  # which wants a token of its own
+    ("POST", "/api/v1/video/callback/{provider:str}"),  # which wants a token of its own, and the next two
+    ("POST", "/api/webhooks/creem"), ("POST", "/api/auth/creem/webhook"),  # want a signature
 }
 
 
