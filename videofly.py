@@ -580,8 +580,9 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     conditions = "".join(f" AND {known[column]} = :{column}" for column in filters)
     sql = f"SELECT * FROM {view} WHERE {first} < :before{conditions}"  # noqa: S608
     rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=int | str, **filters)
-    return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else part
-             for column, part in row.items()} for row in rows], after  # fmt: skip
+    return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
+             bool(part) if column.startswith("is_") else part for column, part in row.items()}
+            for row in rows], after  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -4482,9 +4483,11 @@ class Change(Input, frozen=True):
 
 
 def cashier(request: Request) -> Creem | Sandbox:
-    if request.parts.creem is None:
+    if (creem := request.parts.creem) is None:
         raise PaymentsOff
-    return request.parts.creem
+    if isinstance(creem, Sandbox):
+        creem.transport = httpx.ASGITransport(cast(Any, request.app))
+    return creem
 
 
 async def check_out(request: Request, data: JSONBody[CheckoutWish],
@@ -4515,7 +4518,7 @@ async def open_portal(request: Request) -> Answer[Link]:
 
 
 async def change_subscription(request: Request, act: FromPath[Literal["cancel", "resume", "upgrade"]],
-                              data: JSONBody[Change]) -> Answer[Billing]:  # fmt: skip
+                              data: JSONBody[Change] = Change()) -> Answer[Billing]:  # noqa: B008
     """End the subscription (with its period, or at once), let it go on, or change its plan: when another
     plan's credits come, UPGRADE_POLICY says."""
     creem, found = cashier(request), await request.read(find_subscription)
@@ -4767,7 +4770,8 @@ async def show_report(request: Request, name: FromPath[str], cursor: Cursor = No
 
 
 def csv_cell(value: Any) -> Any:
-    """Nothing that a spreadsheet takes for a formula."""
+    """Nothing that a spreadsheet takes for a formula; times as elsewhere."""
+    value = value.isoformat() if isinstance(value, datetime) else value
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
@@ -4934,7 +4938,7 @@ class Document(JsonRenderPlugin):
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
-    served = Litestar(
+    return Litestar(
         [*ADDRESSES, provider_callback, creem_webhook, upload_image, media, show_page, alive, ready,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
@@ -4943,9 +4947,6 @@ def http(app: App) -> Litestar:
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
             components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")})))
-    if isinstance(app.creem, Sandbox):
-        app.creem.transport = httpx.ASGITransport(cast(Any, served))
-    return served
 
 
 # ---------------------------------------------------------------------------
