@@ -328,6 +328,7 @@ END;
 CREATE TRIGGER provider_jobs_taken AFTER UPDATE OF ref ON videos WHEN NEW.ref IS NOT OLD.ref BEGIN
     UPDATE provider_jobs SET ref = NEW.ref, taken_at = NEW.changed_at, state = 'taken'
     WHERE id = (SELECT max(id) FROM provider_jobs WHERE video_id = NEW.id);
+    UPDATE videos SET due_at = NEW.changed_at WHERE id = NEW.id AND cancelled_at IS NOT NULL;   -- it is told at once
 END;
 CREATE TRIGGER provider_jobs_end AFTER UPDATE OF finished_at ON videos WHEN NEW.finished_at IS NOT NULL BEGIN
     UPDATE provider_jobs SET ended_at = NEW.finished_at, error = NEW.error_message

@@ -456,7 +456,7 @@ def reshape(db: Db, model: Db, version: int) -> None:
             db.execute(sql)
         db.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", counted)
         if orphans := db.execute("PRAGMA foreign_key_check").fetchall():
-            raise Refused(f"The database cannot be brought up to date: {orphans[0][0]} refers to what is gone.")
+            raise Refused(f"The database cannot be migrated: {orphans[0][0]} refers to what is gone.")
         db.execute(f"PRAGMA user_version = {version}")
     db.executescript("PRAGMA foreign_keys = ON; PRAGMA legacy_alter_table = OFF;")
 
@@ -2087,11 +2087,11 @@ def count_events(db: Db, *, state: str = "") -> int:
 
 Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
 OrderState = Literal[JobState, "unknown", "taken", "missing", "refused", "away"]
-
-
-class Failure(Output, frozen=True):
-    code: str
-    message: str
+Failure = TypedDict("Failure", {"code": str, "message": str})
+Upload = TypedDict("Upload", {"key": str, "url": str})
+VideoStatus = TypedDict("VideoStatus", {
+    "status": Status, "progress": int, "error": Failure | None, "videoUrl": str | None,
+    "posterUrl": str | None})
 
 
 class Video(Output, frozen=True):
@@ -2128,6 +2128,7 @@ class Job(Order, frozen=True):
     attempt: int
     tries: int
     progress: int
+    due_at: int | None
     deadline_at: int
     missed: int
     missed_at: int | None
@@ -2136,34 +2137,26 @@ class Job(Order, frozen=True):
     ref: str | None
     original_url: str | None
     original_until_at: int | None
+    error_code: str | None
     deleted_at: int | None
 
 
-class Once(msgspec.Struct, frozen=True):
-    """An Idempotency-Key, and a digest of the request that it came with."""
-
-    key: str
-    fingerprint: str
+VideoList = TypedDict("VideoList", {"videos": list[Video], "nextCursor": str | None})
+ANSWERED = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
 
 
-def once_only(db: Db, *, act: Act, user_id: str, once: Once | None, now: int) -> bytes:
-    """Act, and return the answer as JSON; or the one that the same key was given before.  Raises KeyReused
-    when that came with another request."""
-    sql = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = ? AND key = ?"
-    if once and (found := db.execute(sql, [user_id, once.key]).fetchone()):
-        if found[0] != once.fingerprint:
+def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: str, now: int) -> bytes:
+    """Act, and return the answer as JSON; or the one that the same Idempotency-Key was given before.  Raises
+    KeyReused when that came with another request: the fingerprint is a digest of it."""
+    if key and (found := db.execute(ANSWERED, {"user_id": user_id, "key": key}).fetchone()):
+        if found[0] != fingerprint:
             raise KeyReused
         return str(found[1]).encode()
     answer = as_json(act(db))
-    if once:
-        insert(db, "idempotency_keys", user_id=user_id, key=once.key, fingerprint=once.fingerprint,
-               answer=answer, created_at=now)  # fmt: skip
+    if key:
+        insert(db, "idempotency_keys", user_id=user_id, key=key, fingerprint=fingerprint, answer=answer,
+               created_at=now)  # fmt: skip
     return answer.encode()
-
-
-def has_answer(db: Db, *, user_id: str, key: str) -> bool:
-    sql = "SELECT 1 FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
-    return value(db, sql, user_id=user_id, key=key) is not None
 
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
@@ -2175,9 +2168,9 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     check_images(db, user_id=user_id, images=order.images)
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
            catalog_version=catalog_version, now=now, note=moderation_id or "")  # fmt: skip
-    ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images), "moderation_id": moderation_id}
-    insert(db, "videos", id=id, user_id=user_id, **ordered, due_at=now, deadline_at=now + timeout,
-           created_at=now, changed_at=now)  # fmt: skip
+    ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
+    insert(db, "videos", id=id, user_id=user_id, **ordered, moderation_id=moderation_id, due_at=now,
+           deadline_at=now + timeout, created_at=now, changed_at=now)  # fmt: skip
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
 
@@ -2199,17 +2192,14 @@ def get_video(db: Db, *, user_id: str, id: str) -> Video:
     return find_own(db, as_=Video, user_id=user_id, id=id)
 
 
+def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
+    return find_own(db, as_=VideoStatus, user_id=user_id, id=id)
+
+
 def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
     sql = "FROM shown_videos WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
-    if found := one(db, as_, sql, id=id, user_id=user_id):
-        return found
-    raise VideoNotFound
-
-
-class VideoList(Output, frozen=True):
-    videos: list[Video]
-    next_cursor: str | None
+    return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound())
 
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
@@ -2217,20 +2207,18 @@ def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status:
     both = " UNION ALL ".join(f"""{select(Video)} FROM shown_videos
         WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
     """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
-    return VideoList(*newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
-                             user_id=user_id, status=status))  # fmt: skip
+    videos, after = newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
+                           user_id=user_id, status=status)  # fmt: skip
+    return {"videos": videos, "nextCursor": after}
 
 
-def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> list[Job]:
-    return many(db, Job, """
+def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job], int | None]:
+    """What the worker has to do now, and when there will be something next, milliseconds."""
+    jobs = many(db, Job, """
         FROM videos WHERE due_at <= :now AND id NOT IN (SELECT value FROM json_each(:busy))
         ORDER BY due_at LIMIT :limit
     """, now=now, busy=as_json(busy), limit=limit)
-
-
-def next_due(db: Db, *, after: int) -> int | None:
-    """When the worker has something to do next, milliseconds."""
-    return cast(int | None, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :after", after=after))
+    return jobs, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :now", now=now)
 
 
 def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any) -> bool:
@@ -2241,12 +2229,6 @@ def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any
         WHERE id = :id AND status = :was AND attempt = :nth AND deleted_at IS :gone_at
     """, id=job.id, was=job.status, nth=job.attempt, gone_at=job.deleted_at,  # noqa: S608
         due_at=due_at, now=now, **columns))
-
-
-def intend_submit(db: Db, *, job: Job, now: int, repeatable: bool = False) -> bool:
-    """Before the provider is called: after a crash its answer is unknown, or, if repeatable, asked again."""
-    due_at = now if repeatable else job.deadline_at
-    return step_video(db, job, submitted_at=now, due_at=due_at, now=now)
 
 
 def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
@@ -2268,12 +2250,6 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     else:
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
                    due_at=now if after else due_at, now=now)  # fmt: skip
-
-
-def mark_generating(db: Db, *, job: Job, ref: str, due_at: int, now: int) -> None:
-    """The provider took it.  It is told at once if nobody wants the video any more."""
-    step_video(db, job, status="GENERATING", ref=ref, tries=0, due_at=due_at, now=now)
-    run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND cancelled_at IS NOT NULL", id=job.id, now=now)
 
 
 LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
@@ -2301,16 +2277,10 @@ def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int
         case _ if job.status == "FAILED":
             step_video(db, job, due_at=None, now=now)
         case _:
-            fail(db, job=job, problem=problem_of(job, snapshot), now=now)
-
-
-def problem_of(job: Job, snapshot: Snapshot) -> Problem:
-    """Why a job that has ended without a result failed."""
-    if job.cancelled_at:
-        return Cancelled()
-    missing = "The provider does not know the video any more."
-    reason = snapshot.error or (missing if snapshot.state == "missing" else "There is no result.")
-    return Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
+            unknown = "The provider does not know the video any more."
+            reason = snapshot.error or (unknown if snapshot.state == "missing" else "There is no result.")
+            problem = Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
+            fail(db, job=job, problem=Cancelled() if job.cancelled_at else problem, now=now)
 
 
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
@@ -2346,15 +2316,13 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = N
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video: at once while no provider has it.  Else that is a wish, which the worker passes on,
     and what the provider makes of it counts: it may be too late.  Raises AlreadyFinished."""
-    job, video = find_own(db, as_=Job, user_id=user_id, id=id), get_video(db, user_id=user_id, id=id)
+    job = find_own(db, as_=Job, user_id=user_id, id=id)
     if job.status == "PENDING" and job.submitted_at is None:
         fail(db, job=job, problem=Cancelled(), now=now)
     elif job.status in ("PENDING", "GENERATING"):
-        run(db, """
-            UPDATE videos SET cancelled_at = coalesce(cancelled_at, :now), changed_at = :now, tries = 0,
-                              due_at = iif(status = 'GENERATING', :now, due_at) WHERE id = :id
-        """, id=id, now=now)
-    elif video.error is None or video.error.code != Cancelled.code:
+        due_at = now if job.status == "GENERATING" else job.due_at
+        step_video(db, job, cancelled_at=job.cancelled_at or now, tries=0, due_at=due_at, now=now)
+    elif job.error_code != Cancelled.code:
         raise AlreadyFinished(f"The video is {job.status} already.", status=job.status)
     return get_video(db, user_id=user_id, id=id)
 
@@ -2390,20 +2358,14 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
 
 def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
     """Somebody says that a video has news: look at it now.  A ref is of an order whose answer was lost."""
-    adopted = ref and run(db, """
-        UPDATE videos SET status = iif(status = 'PENDING', 'GENERATING', status), ref = :ref, due_at = :now,
-                          changed_at = :now
-        WHERE id = :id AND provider = :provider AND status IN ('PENDING', 'FAILED') AND ref IS NULL
-          AND submitted_at <= :long_ago AND deadline_at > :too_long_ago AND deleted_at IS NULL
+    run(db, """
+        UPDATE videos SET status = iif(status = 'PENDING', 'GENERATING', status), ref = coalesce(ref, :ref),
+                          due_at = :now, changed_at = :now
+        WHERE id = :id AND (
+            (status = 'GENERATING' AND due_at > :now)
+            OR (status IN ('PENDING', 'FAILED') AND ref IS NULL AND :ref IS NOT NULL AND provider = :provider
+                AND submitted_at <= :long_ago AND deadline_at > :too_long_ago AND deleted_at IS NULL))
     """, ref=ref, id=id, provider=provider, now=now, long_ago=now - MINUTE, too_long_ago=now - LATE_LIFE)
-    if not adopted:
-        run(db, "UPDATE videos SET due_at = :now WHERE id = :id AND status = 'GENERATING' AND due_at > :now",
-            id=id, now=now)  # fmt: skip
-
-
-class Upload(Output, frozen=True):
-    key: str
-    url: str
 
 
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
@@ -2411,100 +2373,49 @@ def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: i
            created_at=now)  # fmt: skip
 
 
-class Event(msgspec.Struct, frozen=True):
-    id: int
-    type: str
-    data: str  # JSON
-
-
-def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[Event]:
-    sql = "FROM events WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit"
-    return many(db, Event, sql, user=user_id, after=after, limit=limit)
+def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[tuple[int, str, str]]:
+    """(id, type, JSON) of what happened since."""
+    sql = "SELECT id, type, data FROM events WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
+    return db.execute(sql, [user_id, after, limit]).fetchall()
 
 
 def last_event(db: Db) -> int:
     return int(value(db, "SELECT coalesce(max(id), 0) FROM events"))
 
 
-class Quote(Output, frozen=True):
-    """What an order would cost, and from where it would be paid; nothing is ordered."""
-
-    credits: int
-    available: int
-    sufficient: bool
-    draws: list[Draw]
-    model: str
-    duration: int
-    aspect_ratio: str
-    quality: str
-    catalog_version: str
+Quote = TypedDict("Quote", {
+    "credits": int, "available": int, "sufficient": bool, "draws": list[Draw], "model": str, "duration": int,
+    "aspectRatio": str, "quality": str, "catalogVersion": str})
+Hold = TypedDict("Hold", {
+    "attempt": int, "credits": int, "state": HoldState, "catalogVersion": str, "apiKeyId": str | None,
+    "createdAt": datetime, "resolvedAt": datetime | None, "draws": list[Draw]})
+JournalRow = TypedDict("JournalRow", {
+    "id": int, "kind": Kind, "packageId": int, "credits": int, "createdAt": datetime, "hash": str})
+ProviderJob = TypedDict("ProviderJob", {  # one order; its id and cost are in the provider's own terms
+    "id": int, "videoUuid": str, "provider": str, "providerId": str | None, "state": OrderState,
+    "cost": float | None, "beganAt": datetime, "takenAt": datetime | None, "endedAt": datetime | None,
+    "error": str | None})
+Receipt = TypedDict("Receipt", {
+    "videoUuid": str, "status": Status, "model": str, "duration": int, "quality": str, "creditsCharged": int,
+    "error": Failure | None, "holds": list[Hold], "transactions": list[JournalRow],
+    "providerJobs": list[ProviderJob]})
+LOST_ORDERS = "SELECT count(*) FROM provider_jobs WHERE state = 'unknown' AND ended_at IS NOT NULL"
 
 
 def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now: int) -> Quote:
+    """What an order would cost, and from where it would be paid; nothing is ordered."""
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package.credits for package in packages)
     enough = available >= order.credits
-    return Quote(order.credits, available, enough, draw(packages, order.credits) if enough else [],
-                 order.model, order.duration, order.aspect_ratio, order.quality, catalog_version)
-
-
-class Hold(Output, frozen=True):
-    attempt: int
-    credits: int
-    state: HoldState
-    catalog_version: str
-    api_key_id: str | None
-    created_at: datetime
-    resolved_at: datetime | None
-    draws: list[Draw]
-
-
-class JournalRow(Output, frozen=True):
-    id: int
-    kind: Kind
-    package_id: int
-    credits: int
-    created_at: datetime
-    hash: str
-
-
-class ProviderJob(Output, frozen=True):
-    """One order that was given to a provider."""
-
-    id: int
-    video_uuid: str
-    provider: str
-    provider_id: str | None  # what the provider calls it
-    state: OrderState
-    cost: float | None  # in whatever the provider counts, if it says so
-    began_at: datetime
-    taken_at: datetime | None
-    ended_at: datetime | None
-    error: str | None
-
-
-def count_unanswered(db: Db) -> int:
-    sql = "SELECT count(*) FROM provider_jobs WHERE state = 'unknown' AND ended_at IS NOT NULL"
-    return int(value(db, sql))
-
-
-class Receipt(Output, frozen=True):
-    """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
-
-    video_uuid: str
-    status: Status
-    model: str
-    duration: int
-    quality: str
-    credits_charged: int
-    error: Failure | None
-    holds: list[Hold]
-    transactions: list[JournalRow]
-    provider_jobs: list[ProviderJob]
+    return {"credits": order.credits, "available": available, "sufficient": enough,
+            "draws": draw(packages, order.credits) if enough else [], "model": order.model,
+            "duration": order.duration, "aspectRatio": order.aspect_ratio, "quality": order.quality,
+            "catalogVersion": catalog_version}
 
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
+    """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
     video = get_video(db, user_id=user_id, id=id)
     holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
     rows = many(db, JournalRow, """
@@ -2512,9 +2423,10 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
         WHERE hold_id IN (SELECT id FROM credit_holds WHERE video_id = :id) ORDER BY id
     """, id=id)
     jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
-    charged = sum(hold.credits for hold in holds if hold.state == "settled")
-    return Receipt(video.video_uuid, video.status, video.model, video.duration, video.quality, charged,
-                   video.error, holds, rows, jobs)  # fmt: skip
+    charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
+    return {"videoUuid": id, "status": video.status, "model": video.model, "duration": video.duration,
+            "quality": video.quality, "creditsCharged": charged, "error": video.error, "holds": holds,
+            "transactions": rows, "providerJobs": jobs}
 
 
 # ---------------------------------------------------------------------------
@@ -3595,11 +3507,11 @@ async def begin_steps(app: App) -> float:
     """Begin what is due, as far as there is room, and say how many seconds nothing else will be."""
     now = app.now()
     busy = list(app.working)  # a step that ends while we read may leave us its video as it was before
-    for job in await app.db.read(due_jobs, now=now, busy=busy, limit=STEPS_AT_ONCE - len(busy)):
+    due, upcoming = await app.db.read(due_jobs, now=now, busy=busy, limit=STEPS_AT_ONCE - len(busy))
+    for job in due:
         app.working[job.id] = asyncio.create_task(take_step(app, job))
         await asyncio.sleep(0)  # so that the others' turns come between
-    upcoming = await app.db.read(next_due, after=now) or math.inf
-    return min(max((upcoming - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
+    return min(max(((upcoming or math.inf) - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
 
 
 async def take_step(app: App, job: Job) -> None:
@@ -3651,7 +3563,9 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         await ask_next(app, job, away)
         return
     lost = sent and not provider.repeatable
-    if lost or not await app.write(intend_submit, job=job, repeatable=provider.repeatable):
+    # The intent comes first: after a crash the answer is unknown, or, where that is possible, asked again.
+    due_at = app.now() if provider.repeatable else job.deadline_at
+    if lost or not await app.write(step_video, job=job, submitted_at=app.now(), due_at=due_at):
         return
     try:
         ref = await provider.submit(job)
@@ -3665,7 +3579,8 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
             raise
     else:
         breaker.heard(True, app.now())
-        await app.write(mark_generating, job=job, ref=ref, due_at=app.now() + back_off(0, provider.poll_s))
+        await app.write(step_video, job=job, status="GENERATING", ref=ref, tries=0,
+                        due_at=app.now() + back_off(0, provider.poll_s))  # fmt: skip
 
 
 async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
@@ -3755,12 +3670,11 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
 async def check_original(app: App, job: Job) -> None:
     """Ask for a small part of a failed video's result.  Raises OriginalExpired."""
     provider = app.providers.get(job.provider, Provider())
-    if job.status != "FAILED" or job.ref is None or job.original_url is None:
-        return
-    with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):  # else it is asked again
-        result = provider.open_result(job.ref, job.original_url, part=True)
-        async with contextlib.aclosing(cast(Any, result)) as first:
-            await anext(first, None)
+    if job.status == "FAILED" and job.ref and job.original_url:
+        with contextlib.suppress(httpx.HTTPError, NotAVideo), anyio.move_on_after(10):  # it is asked again
+            result = provider.open_result(job.ref, job.original_url, part=True)
+            async with contextlib.aclosing(cast(Any, result)) as first:
+                await anext(first, None)
 
 
 async def moderate(app: App, wish: NewVideo) -> str | None:
@@ -3840,14 +3754,11 @@ async def unknown_products(app: App) -> list[str]:
     return [product.id for product in app.catalogue.products if product.at_creem not in known]
 
 
-async def expire_credits(app: App) -> None:
+async def clean_up(app: App) -> None:
+    """Let credits expire, and delete what has had its time: harmless to repeat."""
     with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
         while await app.write(expire):
             pass
-
-
-async def clean_up(app: App) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
         await app.write(forget_old)
         await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
 
@@ -3862,7 +3773,7 @@ def remove_renders(data: Path, older_than: int) -> None:
 async def working(app: App) -> AsyncIterator[None]:
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
-    for job, minutes in ((expire_credits, 1), (clean_up, 60), (look_after_payments, 1440)):
+    for job, minutes in ((clean_up, 1), (look_after_payments, 1440)):  # harmless to repeat; run at start too
         scheduler.add_job(job, "interval", [app], next_run_time=datetime.now(UTC), minutes=minutes)
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
@@ -3951,14 +3862,14 @@ class Request(litestar.Request[Principal, Any, State]):
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        once = None
-        if key and self.user.user_id:
-            once = Once(key, digest(f"{self.method} {self.scope['path']} {as_json(body)}"))
         act = functools.partial(fn, **self.told(fn, given))
-        return await self.parts.db.write(once_only, **self.told(once_only, {"act": act, "once": once}))
+        once = {"act": act, "key": self.user.user_id and key,
+                "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}  # fmt: skip
+        return await self.parts.db.write(once_only, **self.told(once_only, once))
 
     async def was_answered(self, key: str | None) -> bool:
-        return bool(key and await self.parts.db.read(has_answer, user_id=self.user.user_id, key=key))
+        asked = {"sql": ANSWERED, "user_id": self.user.user_id, "key": key}
+        return bool(key and await self.parts.db.read(value, **asked))
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
@@ -4148,27 +4059,13 @@ async def administrator(request: AnyRequest) -> None:
 # --- videos
 
 
-class VideoStatus(Output, frozen=True):
-    status: Status
-    progress: int
-    video_url: str | None
-    poster_url: str | None
-    error: Failure | None
-
-
-def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
-    return msgspec.convert(get_video(db, user_id=user_id, id=id), VideoStatus, from_attributes=True)
-
-
-def with_links(request: Request, data: T) -> T:
+def with_links(request: Request, data: Any) -> Any:
     """With addresses that work, where the database has keys."""
-    app, changes = request.parts, dict[str, Any]()
-    if isinstance(data, VideoList):
-        changes = {"videos": [with_links(request, video) for video in data.videos]}
-    elif isinstance(data, Video | VideoStatus):
-        changes = {field: app.storage.link(key, base=request.base, now=app.now())
-                   for field in ("video_url", "poster_url") if (key := getattr(data, field))}  # fmt: skip
-    return cast(T, msgspec.structs.replace(cast(msgspec.Struct, data), **changes)) if changes else data
+    app, shown = request.parts, msgspec.to_builtins(data)
+    for video in shown.get("videos", [shown]):
+        for name in {"videoUrl", "posterUrl"} & video.keys():
+            video[name] = video[name] and app.storage.link(video[name], base=request.base, now=app.now())
+    return shown
 
 
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
@@ -4213,7 +4110,7 @@ async def store_again(request: Request, uuid: FromPath[str],
     await request.write_once(retry_video, key, None, id=uuid)
     video = await wait_for_end(request, uuid, RETRY_WAIT_S)
     if video.error:
-        raise KINDS[video.error.code](video.error.message)
+        raise KINDS[video.error["code"]](video.error["message"])
     return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
 
 
@@ -4265,9 +4162,8 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
         while not app.stopping.is_set() and time.monotonic() < ends_at:
             bell = app.bell(user_id)
             events = await app.db.read(list_events, user_id=user_id, after=after, limit=100)
-            for event in events:
-                yield ServerSentEventMessage(id=event.id, event=event.type, data=event.data)
-                after = event.id
+            for after, type, data in events:
+                yield ServerSentEventMessage(id=after, event=type, data=data)
             if not events:
                 try:
                     await asyncio.wait_for(bell.wait(), PING_S)
@@ -4308,7 +4204,7 @@ async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
         raise
     finally:
         part.unlink(missing_ok=True)
-    return ok(Upload(key, app.storage.link(key, base=request.base, now=app.now())))
+    return ok({"key": key, "url": app.storage.link(key, base=request.base, now=app.now())})
 
 
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
@@ -4601,7 +4497,8 @@ def sandbox(request: Request) -> Sandbox:
 
 async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer[SandboxCheckout]:
     acted, checkout = sandbox(request), await request.read(find_checkout, id=uuid)
-    product, units = required(acted.catalogue.product(checkout["product"]), ProductNotFound()), checkout["units"]
+    product = required(acted.catalogue.product(checkout["product"]), ProductNotFound())
+    units = checkout["units"]
     return ok({"name": product.name, "cents": product.cents * units, "currency": product.currency,
                "interval": getattr(product, "interval", None), "credits": product.credits * units})
 
@@ -4720,7 +4617,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         Checked("database", not faults, "; ".join(faults) or "whole"),
         Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
         await check_payments(app),
-        Checked("orders", True, f"{await app.db.read(count_unanswered)} never answered by a provider"),
+        Checked("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *(Checked(f"provider {name}", True, there.standing()) for name, there in app.providers.items()
           if isinstance(there, HttpProvider)), storage]  # fmt: skip
@@ -4799,7 +4696,7 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
             data: Any = await request.write_once(fn, key, told["wish"], **told)
         else:
             data = await (request.read if method == "GET" else request.write)(fn, **told)
-        return None if data is None else ok(with_links(request, data))
+        return None if data is None else ok(data if once else with_links(request, data))
 
     vars(handler)["__signature__"] = inspect.Signature([
         parameter(word, parameter.KEYWORD_ONLY, default=value) for word, (_, value) in asked.items()])

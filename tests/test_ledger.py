@@ -54,7 +54,7 @@ class Video:
     id: str
     credits: int
     hold: Hold
-    once: v.Once
+    once: str
     answer: bytes
     status: str = "PENDING"
     attempt: int = 1
@@ -245,7 +245,7 @@ class Ledger(RuleBasedStateMachine):
         acts, once = [], []
         for credits in prices:
             self.n += 1
-            once.append(v.Once(f"once {self.n}", "fingerprint"))
+            once.append(f"once {self.n}")
             acts.append(self.order_act(who, f"{self.n:036}", credits, key, once[-1]))
         outcomes, _ = v.commit(self.db, acts)
         taken = []
@@ -262,7 +262,7 @@ class Ledger(RuleBasedStateMachine):
         order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits)
         act = functools.partial(v.request_video, id=id, user_id=who, api_key_id=key, order=order,
                                 max_running=RUNNING_MAX, catalog_version="v1", timeout=v.HOUR, now=self.now)
-        return functools.partial(v.once_only, act=act, user_id=who, once=once, now=self.now)
+        return functools.partial(v.once_only, act=act, user_id=who, key=once, fingerprint="", now=self.now)
 
     def is_current(self, job):
         video = self.model.videos[job.id]

@@ -67,7 +67,7 @@ def request(db, id, user_id, key_id=None):
     db.execute("BEGIN")
     act = functools.partial(v.request_video, id=id, user_id=user_id, api_key_id=key_id, order=ORDER,
                             max_running=3, catalog_version="v1", timeout=60_000, now=2_000)
-    v.once_only(db, act=act, user_id=user_id, once=v.Once(id, "request"), now=2_000)
+    v.once_only(db, act=act, user_id=user_id, key=id, fingerprint="request", now=2_000)
     db.execute("COMMIT")
 
 
@@ -76,8 +76,8 @@ def finish(db, id, how, **what):
     def job():
         return v.one(db, v.Job, "FROM videos WHERE id = :id", id=id)
 
-    v.intend_submit(db, job=job(), now=3_000)
-    v.mark_generating(db, job=job(), ref="ref", due_at=4_000, now=3_000)
+    v.step_video(db, job(), submitted_at=3_000, due_at=9_000, now=3_000)
+    v.step_video(db, job(), status="GENERATING", ref="ref", due_at=4_000, now=3_000)
     v.hear_provider(db, job=job(), snapshot=v.Snapshot("running", 50), due_at=5_000, now=4_000)
     v.mark_uploading(db, job=job(), original_url="https://provider.test/x.mp4", until_at=None, now=5_000)
     how(db, job=job(), now=6_000, **what)
@@ -144,7 +144,6 @@ def a_day(db, user_id):
     v.list_keys(db, user_id=user_id)
     v.begin_sign_in(db, email="ada@example.com", account="account:a", address="address:b", now=7_000)
     v.due_jobs(db, now=7_000, busy=["x"], limit=20)
-    v.next_due(db, after=7_000)
     v.hear_callback(db, id=RUNNING, now=7_000)
     v.expire(db, now=10**13)
     v.retry_video(db, user_id=user_id, api_key_id=None, id=FAILED, max_running=9,

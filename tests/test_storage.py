@@ -185,7 +185,7 @@ async def test_storing_the_same_video_twice_keeps_its_file(client, app, ada):
     while not jobs or jobs[0].status != "UPLOADING":
         await v.begin_steps(app)
         await asyncio.gather(*app.working.values())
-        jobs = await app.db.read(v.due_jobs, now=app.now(), busy=[], limit=1)
+        jobs, _ = await app.db.read(v.due_jobs, now=app.now(), busy=[], limit=1)
     for _ in range(2):
         await v.step(app, jobs[0])
     assert len(files_in(app.storage.root)) == 2
