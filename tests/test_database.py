@@ -292,6 +292,7 @@ async def test_a_file_that_cannot_be_opened_is_refused(path):
     assert str(path) in await refusal(path)
 
 
+JOURNAL = "SELECT id, hash FROM credit_transactions"
 OLD = sorted((v.HERE / "tests" / "schemas").glob("*.sql"), key=lambda file: int(file.stem))
 
 
@@ -304,7 +305,7 @@ def shape(db):
 def old_file(path, schema):
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(schema.read_text())
-        return db.execute("SELECT id, hash FROM credit_transactions").fetchall()
+        return db.execute(JOURNAL).fetchall()
 
 
 @pytest.mark.parametrize("schema", OLD, ids=lambda file: file.stem)
@@ -314,13 +315,13 @@ async def test_each_older_database_becomes_what_a_new_one_is_and_loses_nothing(p
         assert await db.read(shape) == await new.read(shape)
         newest = await new.read(lambda c: v.value(c, "PRAGMA user_version"))
         assert await db.read(lambda c: v.value(c, "PRAGMA user_version")) == newest
-        assert await db.read(lambda c: c.execute("SELECT id, hash FROM credit_transactions").fetchall()) == journal
+        assert await db.read(lambda c: c.execute(JOURNAL).fetchall()) == journal
         assert (await db.read(v.audit))["faults"] == []
         with pytest.raises(sqlite3.IntegrityError):  # the laws hold again
             await db.write(lambda c: c.execute("UPDATE sessions SET user_id = 'nobody'"))
     with contextlib.closing(sqlite3.connect(path.with_name(f"test.db.before-{newest}"))) as copy:
         assert v.value(copy, "PRAGMA user_version") == int(schema.stem)
-        assert copy.execute("SELECT id, hash FROM credit_transactions").fetchall() == journal
+        assert copy.execute(JOURNAL).fetchall() == journal
 
 
 async def test_there_is_an_older_database_for_each_version_but_the_newest(path):

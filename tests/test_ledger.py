@@ -4,6 +4,7 @@ The model is written from DESIGN.md section 4 and knows nothing of SQL: people h
 of (package, credits), a history is a list of lines.  Its time is counted in hours."""
 
 import functools
+import operator
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, settings
@@ -358,15 +359,17 @@ class Ledger(RuleBasedStateMachine):
             packages, now = self.model.of(who), self.model.now
             soon = [p.left for p in packages if p.until is not None and now < p.until <= now + 7 * 24]
             assert v.balance(self.db, user_id=who, now=self.now) == {
-                "totalCredits": sum(p.initial for p in packages), "usedCredits": sum(p.used for p in packages),
-                "frozenCredits": sum(p.frozen for p in packages), "debt": 0, "plan": None,
-                "availableCredits": self.model.available(who), "expiringSoon": sum(soon)}
+                "totalCredits": sum(p.initial for p in packages), "debt": 0, "plan": None,
+                "usedCredits": sum(p.used for p in packages), "expiringSoon": sum(soon),
+                "frozenCredits": sum(p.frozen for p in packages),
+                "availableCredits": self.model.available(who)}
 
     @invariant()
     def every_history_is_the_models(self):
         for who in PEOPLE:
             found = v.history(self.db, user_id=who, cursor=None, limit=10_000)["transactions"][::-1]
-            assert [tuple(map(line.get, ("transType", "credits", "balanceAfter", "state"))) for line in found] == [
+            shown = operator.itemgetter("transType", "credits", "balanceAfter", "state")
+            assert list(map(shown, found)) == [
                 (what, credits, after, hold.state if what == "VIDEO_CONSUME" else None)
                 for what, credits, after, hold in self.model.lines[who]]
             remained = 0

@@ -18,7 +18,8 @@ CATALOGUE = v.Catalogue(
     credits=RULES, models=[],
     packs=[v.Pack(id="starter", name="Starter", cents=1490, currency="USD", credits=280, open_to="all",
                   creem_id="prod_StarterPack0001")],
-    plans=[v.Plan(id=id, name=id, cents=cents, currency="USD", credits=credits, interval=interval, creem_id=creem_id)
+    plans=[v.Plan(id=id, name=id, cents=cents, currency="USD", credits=credits, interval=interval,
+                  creem_id=creem_id)
            for id, cents, credits, interval, creem_id in (
                ("pro", 2990, 960, "month", "prod_ProMonthly0001"),
                ("ultimate", 7990, 2850, "month", "prod_UltMonthly0001"),
@@ -64,6 +65,12 @@ def credits(db, user="usr_mira", now=NOW):
     return found["availableCredits"], found["debt"]
 
 
+def give(db, n, ref):
+    """So many credits, by an administrator."""
+    v.grant(db, user_id="usr_mira", credits=n, trans_type="SYSTEM_ADJUST", source_ref=ref, note="",
+            expires_at=None, now=NOW)  # fmt: skip
+
+
 def states(db):
     return [row[0] for row in db.execute("SELECT state FROM payment_events ORDER BY id")]
 
@@ -73,7 +80,11 @@ def effects(db):
 
 
 PACK = body("checkout.completed.onetime")
-SUBSCRIBED = [body("checkout.completed.subscription"), body("subscription.active"), body("subscription.paid.initial")]
+SUBSCRIBED = [
+    body("checkout.completed.subscription"),
+    body("subscription.active"),
+    body("subscription.paid.initial"),
+]
 RENEWED = body("subscription.paid.renewal")
 
 
@@ -99,8 +110,10 @@ def test_a_renewal_grants_again(db):
 
 
 @pytest.mark.parametrize("pair", [
-    ("checkout.completed.onetime", "alias.payment.completed"), ("refund.created.full.onetime", "alias.refund.completed"),
-    ("subscription.active", "alias.subscription.created"), ("subscription.update", "alias.subscription.updated"),
+    ("checkout.completed.onetime", "alias.payment.completed"),
+    ("refund.created.full.onetime", "alias.refund.completed"),
+    ("subscription.active", "alias.subscription.created"),
+    ("subscription.update", "alias.subscription.updated"),
     ("subscription.canceled", "alias.subscription.cancelled"),
 ])  # fmt: skip
 def test_an_alias_means_the_same(db, pair):
@@ -121,7 +134,12 @@ def standing(db):
 
 
 def test_a_renewal_under_its_other_name_is_the_same_renewal(db):
-    hear(db, *SUBSCRIBED, RENEWED, body("subscription.paid.renewal", id="evt_again", eventType="subscription.renewed"))
+    hear(
+        db,
+        *SUBSCRIBED,
+        RENEWED,
+        body("subscription.paid.renewal", id="evt_again", eventType="subscription.renewed"),
+    )
     assert credits(db) == (1920, 0)
 
 
@@ -167,7 +185,10 @@ def test_what_is_heard_after_its_period_lasts_as_long_as_a_plan_does(db):
 
 
 def test_a_yearly_plan_ends_with_its_year(db):
-    year = {"object__product__id": "prod_ProYearly0001", "object__current_period_end_date": "2027-03-01T08:05:05.000Z"}
+    year = {
+        "object__product__id": "prod_ProYearly0001",
+        "object__current_period_end_date": "2027-03-01T08:05:05.000Z",
+    }
     hear(db, body("subscription.paid.initial", **year))
     assert credits(db, now=1_772_352_305_000 + 364 * v.DAY) == (11520, 0)
     assert credits(db, now=1_772_352_305_000 + 366 * v.DAY) == (0, 0)
@@ -192,7 +213,10 @@ def test_a_full_refund_takes_all_that_the_payment_gave(db):
 
 def test_a_partial_refund_takes_its_part_rounded_half_up(db):
     hear(db, PACK, body("refund.created.partial.onetime"))
-    assert credits(db) == (280 - 93, 0)  # 280 * 600 / 1803 is 93.18; of the price without tax it would be 112.75
+    assert credits(db) == (
+        280 - 93,
+        0,
+    )  # 280 * 600 / 1803 is 93.18; of the price without tax it would be 112.75
 
 
 def test_partial_refunds_end_at_the_whole(db):
@@ -221,8 +245,7 @@ def test_what_was_spent_is_owed_and_the_next_grant_pays_it(db):
     hear(db, *SUBSCRIBED)
     assert credits(db) == (760, 0)
     with db:
-        v.grant(db, user_id="usr_mira", credits=5, trans_type="SYSTEM_ADJUST", source_ref="x", note="", expires_at=None,
-                now=NOW)  # fmt: skip
+        give(db, 5, "x")
     assert credits(db) == (765, 0)
 
 
@@ -230,8 +253,7 @@ def test_the_packs_own_credits_go_first_and_then_the_newest(db):
     hear(db, PACK)
     for n in (1, 2):
         with db:
-            v.grant(db, user_id="usr_mira", credits=100, trans_type="SYSTEM_ADJUST", source_ref=str(n), note="",
-                    expires_at=None, now=NOW)  # fmt: skip
+            give(db, 100, str(n))
     v.deduct(db, user_id="usr_mira", credits=150, note="spent", now=NOW)  # of the pack, which ends first
     hear(db, body("refund.created.full.onetime"))
     assert [row[0] for row in db.execute("SELECT remaining FROM credit_packages ORDER BY id")] == [0, 50, 0]
@@ -242,8 +264,17 @@ def test_credits_that_come_back_pay_what_is_owed(db):
     order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], 100)
     with db:
         db.execute("BEGIN")
-        v.request_video(db, id="v" * 36, user_id="usr_mira", api_key_id=None, order=order, max_running=3,
-                        catalog_version="v1", timeout=60_000, now=NOW)
+        v.request_video(
+            db,
+            id="v" * 36,
+            user_id="usr_mira",
+            api_key_id=None,
+            order=order,
+            max_running=3,
+            catalog_version="v1",
+            timeout=60_000,
+            now=NOW,
+        )
     hear(db, body("refund.created.full.onetime"))
     assert credits(db) == (0, 100)
     v.cancel_video(db, user_id="usr_mira", id="v" * 36, now=NOW)
@@ -290,8 +321,14 @@ def test_a_refund_that_has_not_happened_takes_nothing(db, status):
 
 def paid_for_ultimate(**changes):
     """Paid in the first period, after it began with Pro."""
-    return body("subscription.paid.initial", id="evt_more", object__product__id="prod_UltMonthly0001",
-                object__last_transaction_id="tran_more", object__updated_at="2026-03-10T09:30:00.000Z", **changes)
+    return body(
+        "subscription.paid.initial",
+        id="evt_more",
+        object__product__id="prod_UltMonthly0001",
+        object__last_transaction_id="tran_more",
+        object__updated_at="2026-03-10T09:30:00.000Z",
+        **changes,
+    )
 
 
 def test_a_higher_plan_comes_with_its_payment(db):
@@ -311,7 +348,11 @@ def test_with_immediate_a_higher_plan_comes_at_once_and_its_payment_adds_nothing
 def test_with_immediate_the_difference_is_there_before_any_payment(db):
     hear(db, *SUBSCRIBED, body("subscription.update"), shop=AT_ONCE)
     assert credits(db) == (2850, 0)
-    hear(db, body("subscription.update", id="evt_down", object__product__id="prod_ProMonthly0001"), shop=AT_ONCE)
+    hear(
+        db,
+        body("subscription.update", id="evt_down", object__product__id="prod_ProMonthly0001"),
+        shop=AT_ONCE,
+    )
     assert credits(db) == (2850, 0)
 
 
@@ -398,7 +439,10 @@ def test_a_payment_of_nobody_waits_until_it_is_known_whose_it_is(db):
 
 
 def test_an_unknown_product_waits_until_the_catalogue_knows_it(db):
-    hear(db, body("checkout.completed.onetime", object__product__id="prod_new", object__order__product="prod_new"))
+    hear(
+        db,
+        body("checkout.completed.onetime", object__product__id="prod_new", object__order__product="prod_new"),
+    )
     assert effects(db) == ["Product prod_new is not in the catalogue."]
     pack = v.msgspec.structs.replace(CATALOGUE.packs[0], creem_id="prod_new")
     shop = v.Shop(v.msgspec.structs.replace(CATALOGUE, packs=[pack]), "next_cycle", False)
@@ -421,7 +465,8 @@ def test_what_is_not_real_counts_for_nothing_in_production(db, mode):
 
 
 @pytest.mark.parametrize("raw", [
-    b"", b"{", b"[]", b"null", b'"x"', b"7", b"{}", b'{"eventType": "x"}', b'{"object": {}}', b"\xff\xfe", b"[" * 5000,
+    b"", b"{", b"[]", b"null", b'"x"', b"7", b"{}", b'{"eventType": "x"}', b'{"object": {}}', b"\xff\xfe",
+    b"[" * 5000,
     b'{"eventType": 7, "object": []}', b'{"a":' * 100_000, b'{"eventType": "", "object": {"id": "x"}}',
     b'{"eventType": "x", "object": {"id": "\\ud800"}}',
 ])  # fmt: skip
@@ -434,14 +479,18 @@ def test_what_is_no_event_is_refused(raw):
     ({"object__order__id": 7, "object__product__id": "prod_StarterPack0001"}, (280, 0)),
     ({"object__order__amount_paid": "1803"}, (280, 0)), ({"object__order__amount_paid": -5}, (280, 0)),
     ({"object__order__amount_paid": 1e300}, (280, 0)), ({"object__order__amount_paid": [1]}, (280, 0)),
-    ({"object__units": 10**11}, (0, 0)), ({"object__units": 10**30}, (280, 0)), ({"object__units": -3}, (280, 0)), ({"object__units": "2"}, (560, 0)),
+    ({"object__units": 10**11}, (0, 0)), ({"object__units": 10**30}, (280, 0)),
+    ({"object__units": -3}, (280, 0)), ({"object__units": "2"}, (560, 0)),
     ({"object__order": None}, (280, 0)), ({"object__order": "ord_2starterPack001"}, (280, 0)),
     ({"object__customer": None}, (280, 0)), ({"object__metadata": "usr_bob"}, (0, 0)),
-    ({"object__metadata": {"referenceId": {"id": "usr_mira"}}}, (0, 0)), ({"object__product": "prod_StarterPack0001"}, (280, 0)),
+    ({"object__metadata": {"referenceId": {"id": "usr_mira"}}}, (0, 0)),
+    ({"object__product": "prod_StarterPack0001"}, (280, 0)),
     ({"object__product": None}, (280, 0)), ({"object__product": None, "object__order": None}, (0, 0)),
-    ({"object__status": "pending"}, (0, 0)), ({"object__order__status": "pending"}, (0, 0)), ({"object__status": None}, (280, 0)),
+    ({"object__status": "pending"}, (0, 0)), ({"object__order__status": "pending"}, (0, 0)),
+    ({"object__status": None}, (280, 0)),
     ({"id": None}, (280, 0)), ({"id": {"x": 1}}, (280, 0)), ({"created_at": "yesterday"}, (280, 0)),
-    ({"created_at": 10**40}, (280, 0)), ({"object__mode": 5}, (280, 0)), ({"object__id": "x" * 10_000}, (280, 0)),
+    ({"created_at": 10**40}, (280, 0)), ({"object__mode": 5}, (280, 0)),
+    ({"object__id": "x" * 10_000}, (280, 0)),
     ({"object__subscription": "sub_x"}, (0, 0)), ({"object__order__type": "recurring"}, (0, 0)),
     ({"object__product__billing_type": "one-time"}, (280, 0)), ({"eventType": "something.new"}, (0, 0)),
 ])  # fmt: skip
@@ -452,11 +501,13 @@ def test_strange_facts_grant_nothing_that_was_not_paid_and_lose_nothing_that_was
 
 
 @pytest.mark.parametrize(("changes", "left"), [
-    ({"object__refund_amount": "600"}, 187), ({"object__refund_amount": -600}, 187), ({"object__refund_amount": 10**9}, 0), ({"object__refund_amount": 10**40}, 187),
+    ({"object__refund_amount": "600"}, 187), ({"object__refund_amount": -600}, 187),
+    ({"object__refund_amount": 10**9}, 0), ({"object__refund_amount": 10**40}, 187),
     ({"object__refund_amount": None}, 187), ({"object__transaction": None}, 187),
     ({"object__refund_amount": None, "object__transaction__refunded_amount": None}, 280),
     ({"object__refund_amount": 0, "object__transaction__refunded_amount": 0}, 280),
-    ({"object__order": None}, 187), ({"object__order": None, "object__transaction": "tran_2starterPack01"}, 187),
+    ({"object__order": None}, 187),
+    ({"object__order": None, "object__transaction": "tran_2starterPack01"}, 187),
     ({"object__status": None}, 187), ({"object__customer": None, "object__checkout": None}, 187),
 ])  # fmt: skip
 def test_strange_refunds_take_no_more_than_was_granted(db, changes, left):
@@ -467,7 +518,10 @@ def test_strange_refunds_take_no_more_than_was_granted(db, changes, left):
 def test_a_payment_told_as_a_bare_order_or_transaction_is_that_payment(db):
     order = json.loads(PACK)["object"]["order"]
     transaction = json.loads(body("refund.created.partial.onetime"))["object"]["transaction"] | {
-        "status": "paid", "refunded_amount": 0, "product": "prod_StarterPack0001"}
+        "status": "paid",
+        "refunded_amount": 0,
+        "product": "prod_StarterPack0001",
+    }
     for n, entity in enumerate((order, transaction, transaction | {"order": None})):
         entity = entity | {"metadata": {"referenceId": "usr_mira"}}
         hear(db, json.dumps({"id": f"evt_{n}", "type": "payment.completed", "data": entity}).encode())

@@ -319,7 +319,7 @@ def test_a_bug_is_logged_with_the_id_that_the_answer_carries_and_without_secrets
     log = log_of(small)
     for answer in broken:
         problem = answer.json()["error"]
-        assert (answer.status_code, problem["code"]) == (500, "E5004")
+        assert (answer.status_code, problem["code"]) == (500, "E5007")
         assert problem["details"]["requestId"] == answer.headers["x-request-id"]
         assert (
             f"{answer.headers['x-request-id']} POST {answer.request.url.path}" in log

@@ -34,8 +34,8 @@ def fill(db):
     """Somebody with a gift of 10, a purchase of 100, and three videos of 20: one is being made, one was made,
     one failed.  Returns the user's id."""
     user = v.add_user(db, email="ada@example.com", password_hash=None, is_admin=True, rules=RULES, now=1_000)
-    v.grant(db, user_id=user["id"], credits=100, trans_type="ORDER_PAY", source_ref="order-1", note="two films",
-            expires_at=None, now=1_000)
+    v.grant(db, user_id=user["id"], credits=100, trans_type="ORDER_PAY", source_ref="order-1",
+            note="two films", expires_at=None, now=1_000)
     wish, new_key = v.KeyWish(credit_limit=500), v.new_api_key()
     key_id = v.add_key(db, user_id=user["id"], wish=wish, new_key=new_key, now=1_000)["key"]["id"]
     v.add_upload(db, user_id=user["id"], key="uploads/a.png", media_type="image/png", size_bytes=1, now=1_000)
@@ -56,8 +56,9 @@ def pay(db, user_id):
     order = {"id": "ord_1", "type": "onetime", "amount_paid": 300, "product": "pack"}
     sale = {"id": "ch_1", "request_id": "chk_1", "order": order, "status": "completed"}
     back = {"status": "succeeded", "order": order, "refund_amount": 100}
-    for n, (type, entity) in enumerate((("checkout.completed", sale), ("refund.created", back | {"id": "ref_1"}),
-                                        ("refund.created", back | {"id": "ref_2", "refund_amount": 200}))):
+    told = [("checkout.completed", sale), ("refund.created", back | {"id": "ref_1"}),
+            ("refund.created", back | {"id": "ref_2", "refund_amount": 200})]
+    for n, (type, entity) in enumerate(told):
         body = v.as_json({"id": f"evt_{n}", "eventType": type, "object": entity})
         v.hear_event(db, body=body, row=v.read_event(body.encode(), now=1_000), shop=shop, now=1_000)
 
@@ -281,10 +282,12 @@ def change_hold(state, sets):
     (user("b", "b@example.com"), "id GLOB"),
     (user("usr_b", "b@example.com", "'soon'"), "cannot store TEXT"),
     ("UPDATE users SET is_admin = 2", "is_admin IN"),
-    ("UPDATE payment_events SET credits = 0", "credits > 0"), ("UPDATE payment_events SET back = -1", "back >= 0"),
+    ("UPDATE payment_events SET credits = 0", "credits > 0"),
+    ("UPDATE payment_events SET back = -1", "back >= 0"),
     ("UPDATE payment_events SET credits = 9, user_id = NULL", "credits IS NULL OR"),
     ("UPDATE payment_events SET refund_id = 'ref_1', back = 1", "refund_id"),
-    ("UPDATE credit_clawbacks SET credits = 0", "credits > 0"), ("UPDATE checkouts SET units = 0", "units > 0"),
+    ("UPDATE credit_clawbacks SET credits = 0", "credits > 0"),
+    ("UPDATE checkouts SET units = 0", "units > 0"),
     ("DELETE FROM users", "FOREIGN KEY"),
     ("UPDATE sessions SET expires_at = created_at", "expires_at > created_at"),
     ("UPDATE sessions SET digest = 'in the clear'", "length(digest) = 64"),

@@ -30,7 +30,9 @@ def test_nothing_has_to_be_set():
 def test_every_setting_is_read_from_its_variable():
     other = {"str": "x", "int": 7}
     special = {"signup": "closed", "public_url": "http://x", "s3_endpoint": "https://x",
-               "s3_public_url": "https://y", "admin_email": "a@b.c", "admin_password": "correct horse"}
+               "s3_public_url": "https://y", "admin_email": "a@b.c", "admin_password": "correct horse",
+               "env": "production", "creem_api_key": "creem_x", "creem_moderation": "off",
+               "upgrade_policy": "immediate"}
     fields = {field.name: field.default for field in msgspec.structs.fields(v.Settings)}
     wanted = {name: special.get(name, other[type(default).__name__]) for name, default in fields.items()}
     environ = {v.variable(name): str(value) for name, value in wanted.items()}
@@ -39,6 +41,7 @@ def test_every_setting_is_read_from_its_variable():
 
 def test_known_variables_keep_their_names():
     names = {v.variable(field) for field in v.Settings.__struct_fields__}
+    assert {"CREEM_API_KEY", "CREEM_WEBHOOK_SECRET", "UPGRADE_POLICY", "VIDEOFLY_ENV"} <= names
     assert {"VIDEOFLY_DATA", "VIDEO_MAX_CONCURRENT", *BUCKET, "S3_REGION", "S3_PUBLIC_URL"} <= names
 
 
@@ -48,10 +51,20 @@ def test_known_variables_keep_their_names():
     ("VIDEOFLY_PUBLIC_URL", "example.com"), ("VIDEOFLY_PUBLIC_URL", "https://example.com/path"),
     ("VIDEOFLY_LINK_MINUTES", "0"), ("VIDEOFLY_LINK_MINUTES", "1e9"), ("VIDEO_MAX_CONCURRENT", "-1"),
     ("VIDEO_TIMEOUT_MINUTES", "0"), ("S3_ENDPOINT", "minio:9000"), ("S3_PUBLIC_URL", "ftp://x"),
+    ("VIDEOFLY_ENV", "live"), ("UPGRADE_POLICY", "never"), ("CREEM_MODERATION", ""),
+    ("CREEM_API_KEY", "sk_1"),
     ("VIDEOFLY_ADMIN_EMAIL", "nobody"), ("VIDEOFLY_ADMIN_PASSWORD", "short"),
 ])  # fmt: skip
 def test_a_bad_value_is_refused_by_its_variables_name(name, text):
     assert refusal(v.read_settings, {name: text}).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(("key", "env"), [("creem_1", "test"), ("creem_test_1", "production")])
+def test_a_key_of_the_other_mode_stops_the_start(key, env):
+    line = refusal(v.read_settings, {"CREEM_API_KEY": key, "VIDEOFLY_ENV": env})
+    assert line == f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={env}."
+    other = {"test": "production", "production": "test"}[env]
+    assert v.read_settings({"CREEM_API_KEY": key, "VIDEOFLY_ENV": other}).creem_api_key == key
 
 
 def test_a_variable_that_does_not_exist_is_refused():
