@@ -42,6 +42,10 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_user ON sessions (user_id);
 CREATE INDEX sessions_by_end  ON sessions (expires_at);
 
+CREATE TRIGGER users_sign_out AFTER UPDATE OF password_hash ON users BEGIN
+    DELETE FROM sessions WHERE user_id = NEW.id;
+END;
+
 -- What a program signs in with.  Kept after it was revoked: holds name the key that ordered.
 CREATE TABLE api_keys (
     id            TEXT    NOT NULL PRIMARY KEY CHECK (id GLOB 'key_*'),
@@ -117,6 +121,9 @@ CREATE TABLE credit_packages (
     CHECK ((expires_at IS NULL) = (spendable_until_at IS NULL) AND spendable_until_at >= expires_at)
 ) STRICT;
 
+-- With the names that people see.
+CREATE VIEW shown_packages AS SELECT *, spendable_until_at AS spendable_until FROM credit_packages;
+
 -- A payment may be announced many times, and grants once.
 CREATE UNIQUE INDEX credit_packages_once  ON credit_packages (trans_type, source_ref);
 CREATE INDEX credit_packages_by_user      ON credit_packages (user_id, id);
@@ -177,6 +184,10 @@ CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id
 CREATE INDEX credit_transactions_by_package  ON credit_transactions (package_id);
 CREATE INDEX credit_transactions_refunds     ON credit_transactions (user_id, credits) WHERE kind = 'refund';
 CREATE INDEX credit_transactions_by_hold     ON credit_transactions (hold_id, kind, id) WHERE hold_id IS NOT NULL;
+
+-- Each row after the hash that its own builds on.
+CREATE VIEW journal AS
+    SELECT (SELECT hash FROM credit_transactions WHERE id = t.id - 1) AS hash_before, t.* FROM credit_transactions t;
 
 -- The journal as people understand it.  A hold is one line, from however many packages it drew; its settling
 -- is the hold's state and no line, because it changes nothing that remains.
@@ -490,6 +501,7 @@ CREATE TABLE events (
 ) STRICT;
 
 CREATE INDEX events_by_user ON events (user_id, id);
+CREATE INDEX events_by_age ON events (created_at);
 
 CREATE TRIGGER videos_tell_new AFTER INSERT ON videos BEGIN
     INSERT INTO events (user_id, type, data, created_at)
@@ -537,9 +549,12 @@ CREATE VIEW report_provider_jobs AS -- orders to providers; state = 'unknown' wa
 --------------------------------------------------------------------------------------- auditor --
 
 -- Empty in a healthy database.  Recounts, by another path than the trigger's, each package and each hold
--- from the journal, each user's running balance, and what finished and unfinished videos may have open.
+-- from the journal, each user's running balance, and what finished and unfinished videos may have open; and
+-- looks for rows that refer to what is not there.
 CREATE VIEW discrepancies AS
-    SELECT 'package' AS what, p.id AS id, p.user_id AS user_id FROM credit_packages p
+    SELECT 'reference from' AS what, "table" || ' to ' || parent AS id, NULL AS user_id FROM pragma_foreign_key_check
+    UNION ALL
+    SELECT 'package', p.id, p.user_id FROM credit_packages p
     WHERE p.initial   <> (SELECT total(credits) FROM credit_transactions WHERE package_id = p.id AND kind = 'grant')
        OR p.remaining <> (SELECT total(CASE WHEN kind IN ('grant', 'release') THEN credits
                                             WHEN kind = 'settle' THEN 0 ELSE -credits END)

@@ -887,13 +887,15 @@ VALUES = (
 # ---------------------------------------------------------------------------
 # catalog.toml says what is on sale.  There is one price, and one function that knows it.
 
-
 Some = msgspec.Meta(min_length=1)
 Credits = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")]
 Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
+Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
+ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
+UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
 
 
 class Price(Strict, frozen=True):
@@ -967,11 +969,9 @@ class Catalogue(Strict, frozen=True):
     version: str = ""  # digest of the file; kept on each hold
 
     def model(self, id: str) -> Model:
-        found = next((model for model in self.models if model.id == id and model.enabled), None)
-        if found is None:
-            offered = [model.id for model in self.models if model.enabled]
-            raise ModelNotFound(f"There is no model {id!r}. On offer: {', '.join(offered)}.", offered=offered)
-        return found
+        offers = {model.id: model for model in self.models if model.enabled}
+        sentence = f"There is no model {id!r}. On offer: {', '.join(offers)}."
+        return required(offers.get(id), ModelNotFound(sentence, offered=list(offers)))
 
     @property
     def products(self) -> list[Pack | Plan]:
@@ -1050,10 +1050,9 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
     seen = set[str]()
     for kind in ("models", "packs", "plans"):
         for n, thing in enumerate(getattr(catalogue, kind)):
-            for id in {thing.id, getattr(thing, "at_creem", thing.id)}:
-                if id in seen:
-                    yield f"{kind}[{n}].id", f"{id!r} is there twice"
-                seen.add(id)
+            ids = {thing.id, getattr(thing, "at_creem", thing.id)}
+            yield from ((f"{kind}[{n}].id", f"{id!r} is there twice") for id in ids & seen)
+            seen |= ids
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
@@ -1083,10 +1082,6 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
 
     problems: ClassVar[dict[str, type[Problem]]] = {}
-
-
-Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
-ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 
 
 class NewVideo(Input, frozen=True):
@@ -1122,16 +1117,10 @@ class Order(msgspec.Struct, frozen=True):
     credits: int
 
 
-UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
-
-
 def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
     """What a wish comes to.  Raises the Problem that says what would be accepted."""
     model = catalogue.model(wish.model)
-    duration = model.durations[0] if wish.duration is None else wish.duration
-    if duration not in model.durations:
-        seconds = sorted(model.durations)
-        raise InvalidDuration(f"duration must be one of {seconds} seconds.", offered=seconds)
+    duration = offered("duration", wish.duration, model.durations, " seconds")
     ratio = offered("aspectRatio", wish.aspect_ratio, model.aspect_ratios)
     quality = offered("quality", wish.quality, list(model.qualities))
     credits = price(model, duration=duration, quality=quality)
@@ -1144,12 +1133,11 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
         seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits)  # fmt: skip
 
 
-def offered(field: str, wanted: str | None, choices: list[str]) -> str:
-    if wanted is None:
-        return choices[0]
-    if wanted not in choices:
-        raise InvalidOption(f"{field} must be one of {', '.join(choices)}.", field=field, offered=choices)
-    return wanted
+def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
+    if wanted is not None and wanted not in choices:
+        sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
+        raise NewVideo.problems[field](sentence, field=field, offered=choices)
+    return choices[0] if wanted is None else wanted
 
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
@@ -1160,10 +1148,8 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
         raise ImageRequired
     if urls and "image" not in model.modes:
         raise InvalidOption(f"{model.id} takes no image.", field="imageUrl")
-    keys = [UPLOAD_KEY.search(url) for url in urls]
-    if not all(keys):
-        raise ImageRequired("imageUrl must be what POST /api/v1/upload returned.", field="imageUrl")
-    return [key[0] for key in keys if key]
+    unknown = ImageRequired("imageUrl must be what POST /api/v1/upload returned.", field="imageUrl")
+    return [required(UPLOAD_KEY.search(url), unknown)[0] for url in urls]
 
 
 # ---------------------------------------------------------------------------
@@ -1175,6 +1161,8 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
 GRACE = DAY  # credits that come back to a package past its date stay spendable for this long
 NO_HASH = "0" * 64  # what the first row of the journal builds on
 SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
+SOONEST_FIRST = "spendable_until_at NULLS LAST, id"
+NEWEST_FIRST = "entitlement IS :first DESC, id DESC"
 
 Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refund"]
 Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
@@ -1188,12 +1176,22 @@ class Output(msgspec.Struct, frozen=True, rename="camel"):
     pass
 
 
-class Draw(Output, frozen=True):
-    """What is taken from one package, or what can be."""
-
-    package_id: int
-    credits: int
-    expires_at: datetime | None
+# What people are shown, with the names that they see.
+Draw = TypedDict("Draw", {"packageId": int, "credits": int, "expiresAt": datetime | None})  # from one package
+Balance = TypedDict("Balance", {  # all told; expiringSoon: of the available ones, within 7 days
+    "totalCredits": int, "usedCredits": int, "frozenCredits": int, "availableCredits": int,
+    "expiringSoon": int, "debt": int, "plan": str | None})
+Package = TypedDict("Package", {
+    "id": int, "transType": Source, "initial": int, "remaining": int, "frozen": int, "used": int,
+    "expired": int, "refunded": int, "createdAt": datetime, "expiresAt": datetime | None,
+    "spendableUntil": datetime | None})
+PackageList = TypedDict("PackageList", {"packages": list[Package], "nextCursor": str | None})
+Movement = TypedDict("Movement", {  # credits: with their sign; state: what became of those that a video froze
+    "id": int, "transType": TransType, "credits": int, "balanceAfter": int, "videoUuid": str | None,
+    "state": HoldState | None, "note": str, "createdAt": datetime})
+History = TypedDict("History", {"transactions": list[Movement], "nextCursor": str | None})
+Proof = TypedDict("Proof", {  # what a replay of so many transactions found
+    "valid": bool, "transactions": int, "headId": int, "headHash": str, "faults": list[str]})
 
 
 def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
@@ -1209,10 +1207,6 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
     return bool(package_id)
 
 
-SOONEST_FIRST = "spendable_until_at IS NULL, spendable_until_at, id"
-NEWEST_FIRST = "entitlement IS :first DESC, id DESC"
-
-
 def spendable(db: Db, *, user_id: str, now: int, order: str = SOONEST_FIRST, first: str = "") -> list[Draw]:
     """The packages that can be drawn from, in the order in which they are."""
     return many(db, Draw, f"""
@@ -1223,14 +1217,14 @@ def spendable(db: Db, *, user_id: str, now: int, order: str = SOONEST_FIRST, fir
 
 def draw(packages: list[Draw], credits: int) -> list[Draw]:
     """How so many credits are taken from packages in that order.  Raises InsufficientCredits."""
-    available, missing, draws = sum(package.credits for package in packages), credits, []
+    available, draws = sum(package["credits"] for package in packages), list[Draw]()
     if available < credits:
         sentence = f"That takes {credits} credits; you have {available}."
         raise InsufficientCredits(sentence, required=credits, available=available)
     for package in packages:
-        if taken := min(package.credits, missing):
-            draws.append(Draw(package.package_id, taken, package.expires_at))
-            missing -= taken
+        if taken := min(package["credits"], credits):
+            draws.append({**package, "credits": taken})
+            credits -= taken
     return draws
 
 
@@ -1245,8 +1239,8 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
     hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
                      credits=credits, catalog_version=catalog_version, created_at=now)  # fmt: skip
     for part in draws:
-        record(db, "freeze", "VIDEO_CONSUME", user_id, part.package_id, part.credits, now, hold_id=hold_id,
-               note=note)  # fmt: skip
+        record(db, "freeze", "VIDEO_CONSUME", user_id, part["packageId"], part["credits"], now,
+               hold_id=hold_id, note=note)  # fmt: skip
 
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
@@ -1263,19 +1257,19 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
     """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     parts = db.execute("""
-        SELECT h.id, t.user_id, t.package_id, t.credits, p.remaining, p.expires_at <= :now AS late,
-               p.spendable_until_at <= :now AS over, h.created_at < p.expires_at AS in_time
+        SELECT h.id, t.user_id, t.package_id, t.credits,
+               iif(p.spendable_until_at <= :now, p.remaining, 0) AS lost,
+               p.expires_at <= :now AND (p.spendable_until_at <= :now OR h.created_at < p.expires_at) AS grace
         FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
         JOIN credit_packages p ON p.id = t.package_id
         WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
     """, {"video_id": video_id, "now": now}).fetchall()  # fmt: skip
-    for _, user_id, package_id, _, remaining, late, over, in_time in parts:
-        if state == "released" and late:  # first, so that a release's rows stand together in the journal
-            if over and remaining:
-                record(db, "expire", "EXPIRED", user_id, package_id, remaining, now)
-            if over or in_time:
-                run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
-                    until=now + GRACE, id=package_id)  # fmt: skip
+    for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
+        if lost:  # first, so that a release's rows stand together in the journal
+            record(db, "expire", "EXPIRED", user_id, package_id, lost, now)
+        if grace:
+            run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
+                until=now + GRACE, id=package_id)  # fmt: skip
     for hold_id, user_id, package_id, credits, *_ in parts:
         record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
     if parts and state == "released":
@@ -1298,7 +1292,7 @@ def expire(db: Db, *, now: int, limit: int = 500) -> int:
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
-        record(db, "deduct", "SYSTEM_ADJUST", user_id, part.package_id, part.credits, now, note=note)
+        record(db, "deduct", "SYSTEM_ADJUST", user_id, part["packageId"], part["credits"], now, note=note)
 
 
 def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[int, int]:
@@ -1306,9 +1300,10 @@ def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[i
     from the newest.  (deducted, shortfall): what there is too little for stays a debt."""
     owed: int = value(db, "SELECT credits FROM debts WHERE user_id = :user_id", user_id=user_id) or 0
     packages = spendable(db, user_id=user_id, now=now, order=NEWEST_FIRST, first=first) if owed else []
-    deducted = min(owed, sum(package.credits for package in packages))
+    deducted = min(owed, sum(package["credits"] for package in packages))
     for part in draw(packages, deducted):
-        record(db, "refund", "REFUND", user_id, part.package_id, part.credits, now, note="Payment refunded")
+        record(db, "refund", "REFUND", user_id, part["packageId"], part["credits"], now,
+               note="Payment refunded")  # fmt: skip
     return deducted, owed - deducted
 
 
@@ -1330,18 +1325,6 @@ def chain(before: str, row: tuple[Any, ...]) -> str:
     return hashlib.sha256(before.encode() + msgspec.json.encode(row)).hexdigest()
 
 
-class Balance(Output, frozen=True):
-    """A user's credits, all told."""
-
-    total_credits: int
-    used_credits: int
-    frozen_credits: int
-    available_credits: int
-    expiring_soon: int  # of the available ones, within 7 days
-    debt: int
-    plan: str | None
-
-
 def balance(db: Db, *, user_id: str, now: int) -> Balance:
     return many(db, Balance, f"""
         SELECT coalesce(sum(initial), 0) AS total_credits, coalesce(sum(used), 0) AS used_credits,
@@ -1354,96 +1337,49 @@ def balance(db: Db, *, user_id: str, now: int) -> Balance:
     """, user_id=user_id, now=now, soon=now + 7 * DAY)[0]  # noqa: S608
 
 
-class Package(Output, frozen=True):
-    id: int
-    trans_type: Source
-    initial: int
-    remaining: int
-    frozen: int
-    used: int
-    expired: int
-    refunded: int
-    created_at: datetime
-    expires_at: datetime | None
-    spendable_until_at: datetime | None = msgspec.field(name="spendableUntil")
-
-
-class PackageList(Output, frozen=True):
-    packages: list[Package]
-    next_cursor: str | None
-
-
 def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
-    sql = "FROM credit_packages WHERE user_id = :user_id AND id < :before"
-    return PackageList(*newest(db, Package, sql, user_id=user_id, cursor=cursor, limit=limit))
-
-
-class Movement(Output, frozen=True):
-    """One line of a user's history, as people understand it."""
-
-    id: int
-    trans_type: TransType
-    credits: int  # with its sign
-    balance_after: int
-    video_uuid: str | None
-    state: HoldState | None  # what became of credits that a video froze
-    note: str
-    created_at: datetime
-
-
-class History(Output, frozen=True):
-    transactions: list[Movement]
-    next_cursor: str | None
+    sql = "FROM shown_packages WHERE user_id = :user_id AND id < :before"
+    packages, after = newest(db, Package, sql, user_id=user_id, cursor=cursor, limit=limit)
+    return {"packages": packages, "nextCursor": after}
 
 
 def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     """What changed a user's credits, newest first."""
     sql = "FROM movements WHERE user_id = :user_id AND id < :before"
-    return History(*newest(db, Movement, sql, user_id=user_id, cursor=cursor, limit=limit))
-
-
-class Proof(Output, frozen=True):
-    """What a replay of the journal found."""
-
-    valid: bool
-    transactions: int  # rows replayed
-    head_id: int
-    head_hash: str
-    faults: list[str]
+    lines, after = newest(db, Movement, sql, user_id=user_id, cursor=cursor, limit=limit)
+    return {"transactions": lines, "nextCursor": after}
 
 
 def proof(db: Db, *, user_id: str) -> Proof:
     """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
-    return replay(db, "WHERE user_id = :user_id", [], user_id=user_id)
+    return replay(db, "WHERE user_id = :user_id", user_id=user_id)
 
 
 def audit(db: Db) -> Proof:
     """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
-    orphans = db.execute("PRAGMA foreign_key_check").fetchall()
-    return replay(db, "", [f"{table} refers to {lost} that is not there" for table, _, lost, _ in orphans])
+    return replay(db, "")
 
 
-def replay(db: Db, where: str, faults: list[str], **whose: str) -> Proof:
-    remaining, count, last, before = Counter[str](), 0, 0, NO_HASH
-    for *row, hash in db.execute(f"SELECT * FROM credit_transactions {where} ORDER BY id", whose):  # noqa: S608
+def replay(db: Db, where: str, **whose: str) -> Proof:
+    remaining, count, faults = Counter[str](), 0, list[str]()
+    for before, *row, hash in db.execute(f"SELECT * FROM journal {where} ORDER BY id", whose):  # noqa: S608
         id, user_id, _, _, kind, _, credits, balance_after, *_ = row
-        if id != last + 1:  # others' rows are between
-            before = value(db, "SELECT hash FROM credit_transactions WHERE id = :id", id=id - 1)
-        if before is None:
+        if before is None and id > 1:
             faults.append(f"transaction {id - 1} is missing")
             break
-        if hash != chain(before, tuple(row)):
+        if hash != chain(before or NO_HASH, tuple(row)):
             faults.append(f"transaction {id} was changed after it was written")
         remaining[user_id] += EFFECT.get(kind, -1) * credits
         if balance_after != (was := remaining[user_id]):
             faults.append(f"transaction {id} says that {balance_after} credits remained, and it was {was}")
-        count, last, before = count + 1, id, hash
+        count += 1
     found = db.execute(f"SELECT what, id FROM discrepancies {where} LIMIT 100", whose)  # noqa: S608
     faults += [f"{what} {id} does not add up" for what, id in found]
-    head = db.execute("SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1").fetchone()
-    head_id, head_hash = head or (0, NO_HASH)
-    return Proof(not faults, count, head_id, head_hash, faults[:100])
+    head = "SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1"
+    head_id, head_hash = db.execute(head).fetchone() or (0, NO_HASH)
+    return {"valid": not faults, "transactions": count, "headId": head_id, "headHash": head_hash,
+            "faults": faults[:100]}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -1469,14 +1405,14 @@ class Principal(msgspec.Struct, frozen=True):
     last_used_at: int | None = None
 
 
-class User(Output, frozen=True):
-    id: str
-    email: str
-    is_admin: bool
-    has_password: bool
-    plan: str | None
-    is_disputed: bool  # a card holder has disputed a payment of theirs
-    created_at: datetime
+User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment of theirs
+    "id": str, "email": str, "isAdmin": bool, "hasPassword": bool, "plan": str | None, "isDisputed": bool,
+    "createdAt": datetime})
+ApiKey = TypedDict("ApiKey", {
+    "id": str, "name": str, "hint": str, "creditLimit": int | None, "createdAt": datetime,
+    "expiresAt": datetime | None, "lastUsedAt": datetime | None})
+KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is shown once
+KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
 
 
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
@@ -1486,9 +1422,8 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
     if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
     id = new_id("usr")
-    if insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email,
-              password_hash=password_hash, is_admin=is_admin, created_at=now) is None:  # fmt: skip
-        raise EmailTaken
+    required(insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email, created_at=now,
+                    password_hash=password_hash, is_admin=is_admin), EmailTaken())  # fmt: skip
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
@@ -1498,16 +1433,14 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
 def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -> User:
     """Do what somebody is signed in by, and begin their session."""
     user = act(db)
-    insert(db, "sessions", digest=session_digest, user_id=user.id, created_at=now,
+    insert(db, "sessions", digest=session_digest, user_id=user["id"], created_at=now,
            expires_at=now + SESSION_LIFE)  # fmt: skip
     return user
 
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
-    sql = "FROM accounts WHERE id = :user_id OR email = :email"
-    if (found := one(db, User, sql, user_id=user_id, email=email)) is None:
-        raise NotFound(f"There is no account {email or user_id}.")
-    return found
+    found = one(db, User, "FROM accounts WHERE id = :user_id OR email = :email", user_id=user_id, email=email)
+    return required(found, NotFound(f"There is no account {email or user_id}."))
 
 
 def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
@@ -1517,7 +1450,7 @@ def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: 
         raise LinkExpired("There is an administrator already.")
     user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
     if new_key:
-        add_key(db, user_id=user.id, wish=KeyWish("set-up"), new_key=new_key, now=now)
+        add_key(db, user_id=user["id"], wish=KeyWish("set-up"), new_key=new_key, now=now)
     return user
 
 
@@ -1544,11 +1477,9 @@ def forget_attempt(db: Db, *, account: str, address: str) -> None:
 
 
 def set_password(db: Db, *, email: str, password_hash: str) -> User:
-    """Change the password, and sign out everywhere."""
+    """Change the password, and by that sign out everywhere."""
     run(db, "UPDATE users SET password_hash = :hash WHERE email = :email", hash=password_hash, email=email)
-    user = get_user(db, email=email)
-    run(db, "DELETE FROM sessions WHERE user_id = :id", id=user.id)
-    return user
+    return get_user(db, email=email)
 
 
 def find_principal(db: Db, *, secret: str, now: int) -> Principal:
@@ -1557,11 +1488,9 @@ def find_principal(db: Db, *, secret: str, now: int) -> Principal:
         SELECT user_id, is_admin, api_key_id, last_used_at, min(:soon, coalesce(until_at, :soon)) AS until_at
         FROM principals WHERE digest = :digest AND (until_at IS NULL OR until_at > :now)
     """, digest=digest(secret), now=now, soon=now + REMEMBERED)
-    if found is None and secret.startswith("vf_") and not is_api_key(secret):
-        raise Unauthorized("That API key is mistyped.")
-    if found is None:
-        raise Unauthorized("That API key or session is not valid, or not any more.")
-    return found
+    mistyped = secret.startswith("vf_") and secret != api_key(secret[3:46])
+    reason = "is mistyped" if mistyped else "or session is not valid, or not any more"
+    return required(found, Unauthorized(f"That API key {reason}."))
 
 
 def find_operator(db: Db) -> Principal:
@@ -1576,21 +1505,6 @@ class KeyWish(Input, frozen=True):
     days: Annotated[Days, _("it ends after so many days")] | None = None
 
 
-class ApiKey(Output, frozen=True):
-    id: str
-    name: str
-    hint: str
-    credit_limit: int | None
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-
-
-# Small answers are typed dictionaries, with the names that people see.
-KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is shown once
-KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
-
-
 def api_key(body: str) -> str:
     """vf_, the body, and a checksum by which scanners and typing errors are told from keys."""
     return f"vf_{body}{binascii.crc32(body.encode()):08x}"
@@ -1598,10 +1512,6 @@ def api_key(body: str) -> str:
 
 def new_api_key() -> str:
     return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
-
-
-def is_api_key(text: str) -> bool:
-    return text == api_key(text[3:46])
 
 
 def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
@@ -1634,10 +1544,8 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM sessions WHERE expires_at <= :now", now=now)
     run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
-    run(db, """
-        DELETE FROM events WHERE id < coalesce((SELECT id FROM events WHERE created_at > :week_ago
-                                                ORDER BY id LIMIT 1), (SELECT max(id) FROM events))
-    """, week_ago=now - 7 * DAY)
+    run(db, "DELETE FROM events WHERE created_at <= :week_ago AND id < (SELECT max(id) FROM events)",
+        week_ago=now - 7 * DAY)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -1978,7 +1886,7 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
         on_sale = [one.id for one in shop.catalogue.products]
         raise ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
     for_subscribers = isinstance(product, Pack) and product.open_to == "subscribers"
-    if for_subscribers and not get_user(db, user_id=user_id).plan:
+    if for_subscribers and not get_user(db, user_id=user_id)["plan"]:
         raise SubscribersOnly(f"{product.name} is for subscribers only.")
     insert(db, "checkouts", id=id, user_id=user_id, product=product.id, created_at=now,
            units=wish.units if isinstance(product, Pack) else 1)  # fmt: skip
@@ -2031,9 +1939,9 @@ def find_customer(db: Db, *, user_id: str) -> str:
 
 def billing(db: Db, *, user_id: str, is_sandbox: bool, now: int) -> Billing:
     """What somebody has to do with money."""
-    user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now).debt
+    user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now)["debt"]
     payments = "FROM payments WHERE user_id = :id AND credits IS NOT NULL ORDER BY bought_at DESC LIMIT 200"
-    return {"plan": user.plan, "debt": owed, "isDisputed": user.is_disputed, "isSandbox": is_sandbox,
+    return {"plan": user["plan"], "debt": owed, "isDisputed": user["isDisputed"], "isSandbox": is_sandbox,
             "subscription": last_subscription(db, user_id=user_id),
             "payments": many(db, Purchase, payments, id=user_id)}  # fmt: skip
 
@@ -2064,7 +1972,7 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
     if not run(db, """
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
         WHERE id = :id AND state = 'attention'
-    """, user_id=user.id, product=wish.product, id=event.id):
+    """, user_id=user["id"], product=wish.product, id=event.id):
         raise AlreadyFinished("Only what needs attention can be assigned.")
     return replay_event(db, id=id, shop=shop, now=now)
 
@@ -2406,7 +2314,7 @@ def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now
     """What an order would cost, and from where it would be paid; nothing is ordered."""
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
-    available = sum(package.credits for package in packages)
+    available = sum(package["credits"] for package in packages)
     enough = available >= order.credits
     return {"credits": order.credits, "available": available, "sufficient": enough,
             "draws": draw(packages, order.credits) if enough else [], "model": order.model,
@@ -4359,9 +4267,9 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
     if request.user.api_key_id:
         raise Forbidden("An API key cannot set a password; sign in.")
     user = await request.read(get_user)
-    if user.has_password:
-        await check_password(request, user.email, data.current_password, "currentPassword is wrong.")
-    return await begin_session(request, set_password, email=user.email, password=data.new_password)
+    if user["hasPassword"]:
+        await check_password(request, user["email"], data.current_password, "currentPassword is wrong.")
+    return await begin_session(request, set_password, email=user["email"], password=data.new_password)
 
 
 # --- billing
@@ -4397,8 +4305,8 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         discount: dict[str, Any] = {"discount_code": data.discount_code} if data.discount_code else {}
         answer = await creem.call(
             "POST /v1/checkouts", product_id=product.at_creem, request_id=checkout["id"], **discount,
-            units=checkout["units"], success_url=f"{request.base}/credits", customer={"email": user.email},
-            metadata={"referenceId": user.id})  # fmt: skip
+            units=checkout["units"], success_url=f"{request.base}/credits", customer={"email": user["email"]},
+            metadata={"referenceId": user["id"]})  # fmt: skip
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
@@ -4512,7 +4420,7 @@ async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[C
         raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
     if luck:
         raise CardDeclined(luck)
-    await acted.pay(checkout, user.email)
+    await acted.pay(checkout, user["email"])
     return ok({"url": f"{request.base}/credits"})
 
 
@@ -4563,20 +4471,20 @@ class CheckList(Output, frozen=True):
 
 
 def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
-    user_id, expires_at = get_user(db, email=wish.email).id, now + wish.days * DAY if wish.days else None
+    user_id, expires_at = get_user(db, email=wish.email)["id"], now + wish.days * DAY if wish.days else None
     grant(db, user_id=user_id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
           note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
     return balance(db, user_id=user_id, now=now)
 
 
 def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
-    user_id = get_user(db, email=wish.email).id
+    user_id = get_user(db, email=wish.email)["id"]
     deduct(db, user_id=user_id, credits=wish.credits, note=wish.note, now=now)
     return balance(db, user_id=user_id, now=now)
 
 
 def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
-    return add_key(db, user_id=get_user(db, email=wish.email).id, wish=wish, new_key=new_key, now=now)
+    return add_key(db, user_id=get_user(db, email=wish.email)["id"], wish=wish, new_key=new_key, now=now)
 
 
 def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
@@ -4615,7 +4523,8 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         Checked("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         Checked("database", not faults, "; ".join(faults) or "whole"),
-        Checked("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
+        Checked("books", books["valid"],
+                "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
         await check_payments(app),
         Checked("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),

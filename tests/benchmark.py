@@ -77,7 +77,7 @@ async def a_person(app, n):
     )
     await app.db.write(
         v.grant,
-        user_id=user.id,
+        user_id=user["id"],
         credits=10**8,
         trans_type="SYSTEM_ADJUST",
         source_ref=str(n),
@@ -85,7 +85,7 @@ async def a_person(app, n):
         expires_at=None,
         now=app.now(),
     )
-    await app.db.write(v.add_key, user_id=user.id, wish=v.KeyWish(), new_key=key, now=app.now())
+    await app.db.write(v.add_key, user_id=user["id"], wish=v.KeyWish(), new_key=key, now=app.now())
     return key
 
 

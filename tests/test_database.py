@@ -316,7 +316,7 @@ async def test_each_older_database_becomes_what_a_new_one_is_and_loses_nothing(p
         newest = await new.read(lambda c: v.value(c, "PRAGMA user_version"))
         assert await db.read(lambda c: v.value(c, "PRAGMA user_version")) == newest
         assert await db.read(lambda c: c.execute(JOURNAL).fetchall()) == journal
-        assert (await db.read(v.audit)).faults == []
+        assert (await db.read(v.audit))["faults"] == []
         with pytest.raises(sqlite3.IntegrityError):  # the laws hold again
             await db.write(lambda c: c.execute("UPDATE sessions SET user_id = 'nobody'"))
     with contextlib.closing(sqlite3.connect(path.with_name(f"test.db.before-{newest}"))) as copy:
@@ -354,7 +354,7 @@ async def test_a_migration_that_fails_changes_nothing(path):
 
 async def test_a_new_database_is_made_whole_and_needs_no_copy(path):
     async with v.Database.open(path) as db:
-        assert await db.read(lambda c: v.audit(c).valid)
+        assert await db.read(lambda c: v.audit(c)["valid"])
     assert [file.name for file in path.parent.iterdir()] == ["test.db"]
 
 

@@ -226,7 +226,7 @@ class Ledger:
     def counters(self):
         found = v.balance(self.db, user_id="usr_me", now=self.now)
         expired = v.value(self.db, "SELECT total(expired) FROM credit_packages WHERE user_id = 'usr_me'")
-        return found.available_credits, found.frozen_credits, found.used_credits, int(expired)
+        return found["availableCredits"], found["frozenCredits"], found["usedCredits"], int(expired)
 
 
 def uuid(name):
@@ -253,10 +253,10 @@ def test_credits(ledger, has, happens, comes_to, counters):
     results = [ledger.happens(event) for event in happens.split(", ")]
     assert (results[-1], ledger.counters()) == (comes_to, counters)
     assert ledger.db.execute("SELECT * FROM discrepancies").fetchall() == []
-    assert v.audit(ledger.db).faults == []
-    history = v.history(ledger.db, user_id="usr_me", cursor=None, limit=100).transactions[::-1]
-    running = itertools.accumulate(line.credits for line in history)
-    assert [line.balance_after for line in history] == list(running)
+    assert v.audit(ledger.db)["faults"] == []
+    history = v.history(ledger.db, user_id="usr_me", cursor=None, limit=100)["transactions"][::-1]
+    running = itertools.accumulate(line["credits"] for line in history)
+    assert [line["balanceAfter"] for line in history] == list(running)
 
 
 def test_the_welcome_gift_comes_with_the_account_and_only_with_it(ledger):
@@ -272,8 +272,8 @@ def test_a_changed_journal_is_found(ledger):
         ledger.happens(event)
     ledger.db.execute("DROP TRIGGER transactions_no_update")
     ledger.db.execute("UPDATE credit_transactions SET note = 'nothing to see' WHERE id = 2")
-    assert "transaction 2 was changed after it was written" in v.audit(ledger.db).faults
-    assert "transaction 2 was changed after it was written" in v.proof(ledger.db, user_id="usr_me").faults
+    assert "transaction 2 was changed after it was written" in v.audit(ledger.db)["faults"]
+    assert "transaction 2 was changed after it was written" in v.proof(ledger.db, user_id="usr_me")["faults"]
 
 
 def test_a_journal_row_cannot_be_recomputed_alone(ledger):
@@ -286,7 +286,7 @@ def test_a_journal_row_cannot_be_recomputed_alone(ledger):
     (before,) = ledger.db.execute("SELECT hash FROM credit_transactions WHERE id = 1").fetchone()
     forged = [row[8], v.chain(before, tuple(row))]
     ledger.db.execute("UPDATE credit_transactions SET note = ?, hash = ? WHERE id = 2", forged)
-    assert v.audit(ledger.db).faults == ["transaction 3 was changed after it was written"]
+    assert v.audit(ledger.db)["faults"] == ["transaction 3 was changed after it was written"]
 
 
 @pytest.mark.parametrize("change", ["UPDATE {} SET credits = 1", "DELETE FROM {}"])
@@ -301,13 +301,13 @@ def test_a_missing_row_is_found(ledger):
         ledger.happens(event)
     ledger.db.execute("DROP TRIGGER transactions_no_delete")
     ledger.db.execute("DELETE FROM credit_transactions WHERE id = 1")
-    assert "transaction 1 is missing" in v.audit(ledger.db).faults
+    assert "transaction 1 is missing" in v.audit(ledger.db)["faults"]
 
 
 def test_counters_that_were_tampered_with_are_found(ledger):
     ledger.happens("grant 30")
     ledger.db.execute("UPDATE credit_packages SET remaining = 0, used = 30")
-    assert v.audit(ledger.db).faults == ["package 1 does not add up", "balance usr_me does not add up"]
+    assert v.audit(ledger.db)["faults"] == ["package 1 does not add up", "balance usr_me does not add up"]
 
 
 def test_a_counter_never_exceeds_what_was_given(ledger):
