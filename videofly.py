@@ -1885,14 +1885,13 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
     """, user_id=user_id, product=event.product if event.credits else product and product.id,
-        entitlement=user_id and entitlement, credits=credits, promised=promised, id=event.id)
+        entitlement=entitlement, credits=credits, promised=promised, id=event.id)
     run(db, """
         UPDATE payment_events SET user_id = coalesce(user_id, :user_id),
                                   entitlement = iif(payment = :payment, :entitlement, entitlement)
         WHERE payment = :payment AND :entitlement IS NOT NULL
            OR subscription_id = :subscription_id AND user_id IS NULL
-    """, user_id=user_id, entitlement=user_id and entitlement, payment=event.payment,
-        subscription_id=event.subscription_id)
+    """, user_id=user_id, entitlement=entitlement, payment=event.payment, subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
 
 

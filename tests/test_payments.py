@@ -308,6 +308,11 @@ def test_with_immediate_a_higher_plan_comes_at_once_and_its_payment_adds_nothing
     assert credits(db) == (2850, 0)
 
 
+def test_with_immediate_a_change_may_be_told_before_it_is_known_whose_the_subscription_is(db):
+    hear(db, body("subscription.update"), SUBSCRIBED[2], shop=AT_ONCE)
+    assert credits(db) == (2850, 0)
+
+
 def test_with_immediate_the_difference_is_there_before_any_payment(db):
     hear(db, *SUBSCRIBED, body("subscription.update"), shop=AT_ONCE)
     assert credits(db) == (2850, 0)
