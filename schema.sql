@@ -467,7 +467,7 @@ CREATE VIEW subscriptions AS
                            WHERE entitlement = e.subscription_id || ':' || e.period_start_at), TRUE) AS is_running
     FROM payment_events e
     WHERE id = (SELECT id FROM payment_events WHERE subscription_id = e.subscription_id AND standing IS NOT NULL
-                ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, id DESC LIMIT 1);
+                ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, period_start_at DESC, id DESC LIMIT 1);
 
 ---------------------------------------------------------------------------------------- events --
 

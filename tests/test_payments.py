@@ -258,6 +258,15 @@ def test_a_full_refund_of_the_running_period_ends_the_plan(db):
     assert (credits(db), v.balance(db, user_id="usr_mira", now=NOW).plan) == ((0, 0), None)
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_of_two_events_of_one_moment_the_one_that_names_the_period_says_how_the_plan_stands(db, order):
+    paid = SUBSCRIBED[2]
+    active = body("subscription.active", object__updated_at=json.loads(paid)["object"]["updated_at"])
+    events = [active, paid, body("refund.created.full.subscription")]
+    hear(db, *(events[n] for n in order))
+    assert standing(db) == [("active", "pro", 0)]
+
+
 def dispute(**changes):
     event = json.loads(body("refund.created.full.onetime"))
     event |= {"id": "evt_dispute", "eventType": "dispute.created"}
