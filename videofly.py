@@ -1948,14 +1948,15 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     mine = {"user_id": event.user_id, "entitlement": event.entitlement}
     payments = "FROM payments WHERE user_id = :user_id AND entitlement = :entitlement"
     paid_for = due(many(db, Payment, payments, **mine))
-    had, clawbacks = db.execute("""
-        SELECT (SELECT coalesce(sum(initial), 0) FROM credit_packages WHERE entitlement = :entitlement)
-               - coalesce(sum(credits), 0), count(*) FROM credit_clawbacks WHERE entitlement = :entitlement
+    had, steps = db.execute("""
+        SELECT coalesce(sum(credits), 0), count(*) FROM (
+            SELECT initial AS credits FROM credit_packages WHERE entitlement = :entitlement
+            UNION ALL SELECT -credits FROM credit_clawbacks WHERE entitlement = :entitlement)
     """, mine).fetchone()  # fmt: skip
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
-                        source_ref=f"{ref}#{clawbacks}" if clawbacks else ref, note=event.product or "",
+                        source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
                         credits=paid_for - had, expires_at=end_of(event, shop, now), now=now)  # fmt: skip
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."

@@ -181,6 +181,29 @@ def test_the_price_of_the_day_counts_also_when_it_is_told_again(db):
     assert credits(db) == (0, 0)
 
 
+def dearer(n, credits):
+    plans = [*CATALOGUE.plans]
+    plans[n] = v.msgspec.structs.replace(plans[n], credits=credits)
+    return v.Shop(v.msgspec.structs.replace(CATALOGUE, plans=plans), "immediate", False)
+
+
+def test_the_same_change_may_promise_more_when_the_catalogue_gives_more(db):
+    hear(db, *SUBSCRIBED, body("subscription.update"), shop=AT_ONCE)
+    hear(db, body("subscription.update", id="evt_again"), shop=dearer(1, 3000))
+    hear(db, body("subscription.update", id="evt_once_more"), shop=dearer(1, 3100))
+    assert credits(db) == (3100, 0)
+
+
+def test_what_was_paid_may_become_known_in_steps(db):
+    unknown = {"object__order__amount_paid": None, "object__order__amount": None}
+    refund = body("refund.created.partial.onetime", object__transaction=None, object__refund_amount=745, **unknown)
+    hear(db, body("checkout.completed.onetime", **unknown), refund)
+    assert credits(db) == (140, 0)  # of the price
+    for cents in (1639, 1788):
+        hear(db, body("checkout.completed.onetime", id=f"evt_{cents}", object__order__amount_paid=cents))
+    assert credits(db) == (280 - 117, 0)
+
+
 # --- what is paid back is taken back
 
 
