@@ -1676,7 +1676,7 @@ KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "
 UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
 UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
-ALL_OF_IT = 10**12  # cents
+ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
 
 # Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing

@@ -218,6 +218,14 @@ def test_a_partial_refund_takes_its_part_rounded_half_up(db):
     assert credits(db) == (280 - 93, 0)  # 280 * 600 / 1803 is 93.18; of the price without tax it would be 112.75
 
 
+def test_a_refund_of_very_much_is_reckoned_like_any_other(db):
+    units, cents = 3_500_000, 10**10
+    hear(db, body("checkout.completed.onetime", object__units=units, object__order__amount_paid=cents),
+         body("refund.created.full.onetime", object__refund_amount=cents, object__transaction__amount_paid=cents,
+              object__transaction__refunded_amount=cents))  # fmt: skip
+    assert credits(db) == (0, 0)
+
+
 def test_partial_refunds_end_at_the_whole(db):
     refund = functools.partial(body, "refund.created.partial.onetime", object__refund_amount=601)
     hear(db, PACK)
