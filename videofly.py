@@ -1707,7 +1707,6 @@ class PaymentEvent(msgspec.Struct, frozen=True):
     product_id: str | None
     units: int
     period_start_at: int | None
-    period_end_at: int | None
     refund_id: str | None
     user_id: str | None
     product: str | None
@@ -1881,6 +1880,8 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
         entitlement = f"{event.subscription_id}:{event.period_start_at}"
         promised = promised or product.credits
+    elif sale := db.execute(SALE, [event.payment]).fetchone():
+        entitlement = sale[0]
     run(db, """
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
@@ -1957,7 +1958,7 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(event, shop, now), now=now)  # fmt: skip
+                        credits=paid_for - had, expires_at=end_of(db, event, shop, now), now=now)  # fmt: skip
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1967,11 +1968,15 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     return "Everything was as it should be."
 
 
-def end_of(event: PaymentEvent, shop: Shop, now: int) -> int:
+def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
     rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
-    if event.subscription_id and (event.period_end_at or 0) > now:
-        return cast(int, event.period_end_at)
+    period_end_at = value(db, """
+        SELECT max(period_end_at) FROM payment_events
+        WHERE user_id = :user_id AND entitlement = :entitlement AND credits IS NOT NULL
+    """, user_id=event.user_id, entitlement=event.entitlement)
+    if event.subscription_id and (period_end_at or 0) > now:
+        return cast(int, period_end_at)
     yearly = isinstance(product, Plan) and product.interval == "year"
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 

@@ -242,6 +242,15 @@ def test_a_refund_may_come_before_its_payment(db, order):
     assert set(states(db)) == {"applied"}
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_what_a_plans_checkout_says_was_paid_counts_whenever_it_is_told(db, order):
+    bare = {"object__order": None, "object__transaction": "tran_1proMonthly001", "object__refund_amount": 1809}
+    events = [SUBSCRIBED[0], SUBSCRIBED[2], body("refund.created.full.subscription", **bare)]
+    hear(db, *(events[n] for n in order))
+    assert credits(db) == (480, 0)  # half of 3618 cents; the price alone is 2990
+    assert {*db.execute("SELECT expires_at FROM credit_packages")} == {(1_775_030_705_000,)}
+
+
 def test_what_was_spent_is_owed_and_the_next_grant_pays_it(db):
     hear(db, PACK)
     with db:
