@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import shutil
 import sqlite3
+import types
 
 import httpx
 import pytest
@@ -173,7 +174,7 @@ class World:
 @pytest.fixture(scope="module")
 def http():
     """The HTTP side, built once; each world's app is put behind it."""
-    return v.http(None)
+    return v.http(types.SimpleNamespace(creem=None))
 
 
 class Client:
