@@ -483,10 +483,12 @@ CREATE VIEW subscriptions AS
            standing IN ('active', 'trialing', 'scheduled_cancel', 'past_due')
            AND coalesce((SELECT sum(initial) FROM credit_packages WHERE entitlement = e.subscription_id || ':' || e.period_start_at)
                         > (SELECT total(credits) FROM credit_clawbacks
-                           WHERE entitlement = e.subscription_id || ':' || e.period_start_at), TRUE) AS is_running
+                           WHERE entitlement = e.subscription_id || ':' || e.period_start_at),
+                        NOT EXISTS (SELECT 1 FROM payment_events WHERE user_id = e.user_id AND credits IS NOT NULL
+                                    AND entitlement = e.subscription_id || ':' || e.period_start_at)) AS is_running
     FROM payment_events e
     WHERE id = (SELECT id FROM payment_events WHERE subscription_id = e.subscription_id AND standing IS NOT NULL
-                ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, id DESC LIMIT 1);
+                ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, period_start_at DESC, id DESC LIMIT 1);
 
 ---------------------------------------------------------------------------------------- events --
 

@@ -1565,7 +1565,7 @@ KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "
 UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
 UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
-ALL_OF_IT = 10**12  # cents
+ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
 
 # Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing
@@ -1596,7 +1596,6 @@ class PaymentEvent(msgspec.Struct, frozen=True):
     product_id: str | None
     units: int
     period_start_at: int | None
-    period_end_at: int | None
     refund_id: str | None
     user_id: str | None
     product: str | None
@@ -1618,7 +1617,7 @@ class Puzzle(Exception):
 
 
 Id = Annotated[str, msgspec.Meta(max_length=200)] | Annotated[int, msgspec.Meta(ge=0)]
-Cents = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+Cents = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Moment = datetime | Annotated[int, msgspec.Meta(ge=0)]  # ISO 8601, or milliseconds
 
 
@@ -1632,6 +1631,10 @@ def first_of(kind: Any, facts: Any, paths: str) -> Any:
 
 def id_in(facts: Any, paths: str) -> str | None:
     return None if (found := first_of(Id, facts, paths)) is None else str(found)
+
+
+def cents_in(facts: Any, paths: str) -> int | None:
+    return None if (found := first_of(Cents, facts, paths)) is None else min(found, ALL_OF_IT)
 
 
 def moment_in(facts: Any, paths: str) -> int | None:
@@ -1661,8 +1664,8 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
         "delivery_key": id_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
         "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
         "standing": "canceled" if standing == "cancelled" else standing,
-        "units": first_of(Cents, facts, "units checkout.units") or 1, "paid": paid_in(facts),
-        "price": first_of(Cents, facts, "product.price"), **refund_in(type, facts),
+        "units": cents_in(facts, "units checkout.units") or 1, "paid": paid_in(facts),
+        "price": cents_in(facts, "product.price"), **refund_in(type, facts),
         "refund_id": id if kind in REFUNDS else None,
         "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
     return row | {"payment": next(iter(names_of(row)), None)}
@@ -1683,10 +1686,10 @@ def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
 def paid_in(facts: Any) -> int | None:
     """What was paid, cents, with tax: refunds are told with tax too."""
     paths = ("transaction.amount_paid order.amount_paid", "order.amount", "transaction.amount")
-    known, *bare = (cast(int | None, first_of(Cents, facts, path)) for path in paths)
+    known, *bare = (cents_in(facts, path) for path in paths)
     for part, amount in zip(("order", "transaction"), bare, strict=True):
         if known is None and amount is not None:
-            known = amount + (first_of(Cents, facts, f"{part}.tax_amount") or 0)
+            known = amount + (cents_in(facts, f"{part}.tax_amount") or 0)
     return known
 
 
@@ -1694,9 +1697,9 @@ def refund_in(type: str, facts: Any) -> dict[str, int | None]:
     """What was paid back, cents: by this refund, and of the payment by now; a dispute is as good as lost."""
     back = total = None
     if type == RECORDED or (type.startswith(REFUNDS) and id_in(facts, "status") not in UNREFUNDED):
-        back = first_of(Cents, facts, "refund.refund_amount refund.amount")
+        back = cents_in(facts, "refund.refund_amount refund.amount")
         gone = id_in(facts, "transaction.status") in ("refunded", "chargedBack", "chargeback")
-        told = (first_of(Cents, facts, path) for path in ("transaction.refunded_amount", "dispute.amount"))
+        told = (cents_in(facts, path) for path in ("transaction.refunded_amount", "dispute.amount"))
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
     return {"back": back, "back_total": total}
 
@@ -1770,17 +1773,19 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
         entitlement = f"{event.subscription_id}:{event.period_start_at}"
         promised = promised or product.credits
+    elif sale := db.execute(SALE, [event.payment]).fetchone():
+        entitlement = sale[0]
     run(db, """
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
     """, user_id=user_id, product=event.product if event.credits else product and product.id,
-        entitlement=user_id and entitlement, credits=credits, promised=promised, id=event.id)
+        entitlement=entitlement, credits=credits, promised=promised, id=event.id)
     run(db, """
         UPDATE payment_events SET user_id = coalesce(user_id, :user_id),
                                   entitlement = iif(payment = :payment, :entitlement, entitlement)
         WHERE payment = :payment AND :entitlement IS NOT NULL
            OR subscription_id = :subscription_id AND user_id IS NULL
-    """, user_id=user_id, entitlement=user_id and entitlement, payment=event.payment,
+    """, user_id=user_id, entitlement=entitlement, payment=event.payment,
         subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
 
@@ -1829,15 +1834,16 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     paid_for = db.execute(f"""
         SELECT {DUE} FROM payments WHERE user_id = :user_id AND entitlement = :entitlement
     """, mine).fetchone()[0]  # noqa: S608
-    had, clawbacks = db.execute("""
-        SELECT (SELECT coalesce(sum(initial), 0) FROM credit_packages WHERE entitlement = :entitlement)
-               - coalesce(sum(credits), 0), count(*) FROM credit_clawbacks WHERE entitlement = :entitlement
+    had, steps = db.execute("""
+        SELECT coalesce(sum(credits), 0), count(*) FROM (
+            SELECT initial AS credits FROM credit_packages WHERE entitlement = :entitlement
+            UNION ALL SELECT -credits FROM credit_clawbacks WHERE entitlement = :entitlement)
     """, mine).fetchone()  # fmt: skip
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
-                        source_ref=f"{ref}#{clawbacks}" if clawbacks else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(event, shop, now), now=now)  # fmt: skip
+                        source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
+                        credits=paid_for - had, expires_at=end_of(db, event, shop, now), now=now)  # fmt: skip
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1847,11 +1853,15 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     return "Everything was as it should be."
 
 
-def end_of(event: PaymentEvent, shop: Shop, now: int) -> int:
+def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
     rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
-    if event.subscription_id and (event.period_end_at or 0) > now:
-        return cast(int, event.period_end_at)
+    period_end_at = value(db, """
+        SELECT max(period_end_at) FROM payment_events
+        WHERE user_id = :user_id AND entitlement = :entitlement AND credits IS NOT NULL
+    """, user_id=event.user_id, entitlement=event.entitlement)
+    if event.subscription_id and (period_end_at or 0) > now:
+        return cast(int, period_end_at)
     yearly = isinstance(product, Plan) and product.interval == "year"
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 

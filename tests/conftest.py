@@ -265,7 +265,7 @@ class Server:
         clean = {
             name: text
             for name, text in os.environ.items()
-            if not name.startswith(("VIDEOFLY_", "S3_", "VIDEO_"))
+            if not name.startswith(("VIDEOFLY_", "S3_", "VIDEO_", "CREEM_", "UPGRADE_"))
         }
         self.environ = clean | {"VIDEOFLY_DATA": str(data), "VIDEOFLY_PORT": str(self.port)} | environ
         self.process, self.program = None, ["-m", "videofly", "serve"]

@@ -71,7 +71,7 @@ class Maker(ScriptedProvider):
         self.half_way = None  # awaited once, when half of a result was sent
 
     def twin(self, clock):
-        twin = Maker(self.repeatable, clock, self.kind)
+        twin = type(self)(self.repeatable, clock, self.kind)
         twin.jobs = dict(self.jobs)
         return twin
 
@@ -137,10 +137,12 @@ class WiredStorage:
 class World:
     """What survives a power cut: the folder, the provider, the time, and a client who wants a video."""
 
+    catalog, settings = CATALOG, {}
+
     def __init__(self, folder, provider, clock):
         self.folder, self.provider, self.clock, self.wires = folder, provider, clock, None
         folder.mkdir(exist_ok=True)
-        (folder / "catalog.toml").write_text(CATALOG)
+        (folder / "catalog.toml").write_text(self.catalog)
 
     def files(self):
         return sorted(file for file in self.folder.rglob("*") if file.is_file() and file.name not in NOT_KEPT)
@@ -158,11 +160,12 @@ class World:
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(*NOT_KEPT))
         clock = Clock()
         clock.t = self.clock.t
-        return World(folder, self.provider.twin(clock), clock)
+        return type(self)(folder, self.provider.twin(clock), clock)
 
     @contextlib.asynccontextmanager
     async def server(self, http):
-        settings = v.Settings(data=str(self.folder / "data"), catalog=str(self.folder / "catalog.toml"))
+        data, catalog = str(self.folder / "data"), str(self.folder / "catalog.toml")
+        settings = v.Settings(data=data, catalog=catalog, **self.settings)
         providers = {"scripted": self.provider}
         async with v.open_app(settings, clock=self.clock, work=False, providers=providers) as app:
             if self.wires:
@@ -387,10 +390,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(v, "STORE_TRIES", 2)
 
 
-@pytest.mark.parametrize("repeatable", [False, True], ids=["once", "repeatable"])
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-async def test_power_is_cut_anywhere(scenario, repeatable, tmp_path, clock, http, monkeypatch, quick):
-    world = World(tmp_path / "world", Maker(repeatable, clock), clock)
+@contextlib.contextmanager
+def wired(world, monkeypatch):
+    """Keep the world at every statement of the writer and every call outside."""
     wires = world.wires = world.provider.wires = Wires(world)
     real = sqlite3.connect
 
@@ -401,6 +403,14 @@ async def test_power_is_cut_anywhere(scenario, repeatable, tmp_path, clock, http
 
     with monkeypatch.context() as patched:
         patched.setattr(sqlite3, "connect", connect)
+        yield wires
+
+
+@pytest.mark.parametrize("repeatable", [False, True], ids=["once", "repeatable"])
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+async def test_power_is_cut_anywhere(scenario, repeatable, tmp_path, clock, http, monkeypatch, quick):
+    world = World(tmp_path / "world", Maker(repeatable, clock), clock)
+    with wired(world, monkeypatch) as wires:
         async with world.server(http) as app:
             await scenario(app, Client(app, http), world)
             [(_, status)] = await check(app, world)

@@ -202,6 +202,30 @@ def test_the_price_of_the_day_counts_also_when_it_is_told_again(db):
     assert credits(db) == (0, 0)
 
 
+def dearer(n, credits):
+    plans = [*CATALOGUE.plans]
+    plans[n] = v.msgspec.structs.replace(plans[n], credits=credits)
+    return v.Shop(v.msgspec.structs.replace(CATALOGUE, plans=plans), "immediate", False)
+
+
+def test_the_same_change_may_promise_more_when_the_catalogue_gives_more(db):
+    hear(db, *SUBSCRIBED, body("subscription.update"), shop=AT_ONCE)
+    hear(db, body("subscription.update", id="evt_again"), shop=dearer(1, 3000))
+    hear(db, body("subscription.update", id="evt_once_more"), shop=dearer(1, 3100))
+    assert credits(db) == (3100, 0)
+
+
+def test_what_was_paid_may_become_known_in_steps(db):
+    unknown = {"object__order__amount_paid": None, "object__order__amount": None}
+    refund = functools.partial(body, "refund.created.partial.onetime", object__transaction=None)
+    refund = refund(object__refund_amount=745, **unknown)
+    hear(db, body("checkout.completed.onetime", **unknown), refund)
+    assert credits(db) == (140, 0)  # of the price
+    for cents in (1639, 1788):
+        hear(db, body("checkout.completed.onetime", id=f"evt_{cents}", object__order__amount_paid=cents))
+    assert credits(db) == (280 - 117, 0)
+
+
 # --- what is paid back is taken back
 
 
@@ -219,6 +243,14 @@ def test_a_partial_refund_takes_its_part_rounded_half_up(db):
     )  # 280 * 600 / 1803 is 93.18; of the price without tax it would be 112.75
 
 
+def test_a_refund_of_very_much_is_reckoned_like_any_other(db):
+    units, cents = 3_500_000, 10**10
+    hear(db, body("checkout.completed.onetime", object__units=units, object__order__amount_paid=cents),
+         body("refund.created.full.onetime", object__refund_amount=cents,
+              object__transaction__amount_paid=cents, object__transaction__refunded_amount=cents))  # fmt: skip
+    assert credits(db) == (0, 0)
+
+
 def test_partial_refunds_end_at_the_whole(db):
     refund = functools.partial(body, "refund.created.partial.onetime", object__refund_amount=601)
     hear(db, PACK)
@@ -233,6 +265,16 @@ def test_a_refund_may_come_before_its_payment(db, order):
     hear(db, *(events[n] for n in order))
     assert credits(db) == (187, 0)
     assert set(states(db)) == {"applied"}
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_what_a_plans_checkout_says_was_paid_counts_whenever_it_is_told(db, order):
+    bare = {"object__order": None, "object__transaction": "tran_1proMonthly001",
+            "object__refund_amount": 1809}  # fmt: skip
+    events = [SUBSCRIBED[0], SUBSCRIBED[2], body("refund.created.full.subscription", **bare)]
+    hear(db, *(events[n] for n in order))
+    assert credits(db) == (480, 0)  # half of 3618 cents; the price alone is 2990
+    assert {*db.execute("SELECT expires_at FROM credit_packages")} == {(1_775_030_705_000,)}
 
 
 def test_what_was_spent_is_owed_and_the_next_grant_pays_it(db):
@@ -282,11 +324,20 @@ def test_credits_that_come_back_pay_what_is_owed(db):
     assert v.audit(db)["faults"] == []
 
 
-def test_a_full_refund_of_the_running_period_ends_the_plan(db):
-    hear(db, *SUBSCRIBED)
-    assert v.balance(db, user_id="usr_mira", now=NOW)["plan"] == "pro"
-    hear(db, body("refund.created.full.subscription"))
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_a_full_refund_of_the_running_period_ends_the_plan(db, order):
+    events = [*SUBSCRIBED[1:], body("refund.created.full.subscription")]
+    hear(db, *(events[n] for n in order))
     assert (credits(db), v.balance(db, user_id="usr_mira", now=NOW)["plan"]) == ((0, 0), None)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_of_two_events_of_one_moment_the_one_that_names_the_period_says_how_the_plan_stands(db, order):
+    paid = SUBSCRIBED[2]
+    active = body("subscription.active", object__updated_at=json.loads(paid)["object"]["updated_at"])
+    events = [active, paid, body("refund.created.full.subscription")]
+    hear(db, *(events[n] for n in order))
+    assert standing(db) == [("active", "pro", 0)]
 
 
 def dispute(**changes):
@@ -342,6 +393,11 @@ def test_a_higher_plan_comes_with_its_payment(db):
 def test_with_immediate_a_higher_plan_comes_at_once_and_its_payment_adds_nothing(db, order):
     events = [SUBSCRIBED[2], body("subscription.update"), paid_for_ultimate()]
     hear(db, *(events[n] for n in order), shop=AT_ONCE)
+    assert credits(db) == (2850, 0)
+
+
+def test_with_immediate_a_change_may_be_told_before_it_is_known_whose_the_subscription_is(db):
+    hear(db, body("subscription.update"), SUBSCRIBED[2], shop=AT_ONCE)
     assert credits(db) == (2850, 0)
 
 
