@@ -8,15 +8,20 @@ import { otherLanguage, say, words } from "./words.js"
 
 const pages = { "/": account, "/set-up": setUp, "/sign-in": signIn, "/sign-up": signUp }
 const main = document.querySelector("main")
+let wanted = "/" // after signing in
 
 // Whether to ask the server for the account at all: the cookie itself is hidden from scripts.
 const signedIn = () => localStorage.getItem("signed-in") === "yes"
 
 const here = () => location.pathname.replace(/(.)\/$/, "$1")
+const address = () => location.pathname + location.search + location.hash
 
 async function show() {
   const path = here()
-  if (path === "/" && !signedIn()) return go("/sign-in", "replaceState")
+  if (path === "/" && !signedIn()) {
+    wanted = address()
+    return go("/sign-in", "replaceState")
+  }
   const content = await Promise.resolve(pages[path]({ enter })).catch((problem) => {
     if (!(problem instanceof Problem)) throw problem
     return problem.status !== 401 && html`<h1>${say(problem)}</h1>`
@@ -34,12 +39,13 @@ function go(path, how = "pushState") {
 
 function enter() {
   localStorage.setItem("signed-in", "yes")
-  go("/")
+  go(wanted)
 }
 
-function leave() {
+function leave(next) {
   if (!signedIn()) return
   localStorage.removeItem("signed-in")
+  wanted = next
   go("/sign-in")
 }
 
@@ -54,7 +60,7 @@ function navigation(path) {
 }
 
 async function signOut() {
-  await api.post("/api/auth/sign-out").then(leave, (problem) => alert(say(problem)))
+  await api.post("/api/auth/sign-out").then(() => leave("/"), (problem) => alert(say(problem)))
 }
 
 document.addEventListener("click", (event) => {
@@ -69,5 +75,5 @@ document.addEventListener("click", (event) => {
   go(link.pathname)
 })
 addEventListener("popstate", show)
-addEventListener("signed-out", leave)
+addEventListener("signed-out", () => leave(address()))
 show()
