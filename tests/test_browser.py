@@ -11,7 +11,9 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+import videofly as v
 from conftest import Server
+from creem import redirect_query
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGS = [
@@ -136,11 +138,11 @@ def make_key(page, name):
     return shown.inner_text()
 
 
-def credits_shown(page):
-    """What the card of credits says, as {what: how many}."""
-    card = page.get_by_role("region", name="Credits")
+def credits_shown(page, card="Credits"):
+    """What a card of numbers says, as {what: how many}."""
+    card = page.get_by_role("region", name=card)
     names = card.get_by_role("term").all_inner_texts()
-    numbers = map(int, card.get_by_role("definition").all_inner_texts())
+    numbers = [int(text.replace(",", "")) for text in card.get_by_role("definition").all_inner_texts()]
     return dict(zip(names, numbers, strict=True))
 
 
@@ -358,8 +360,319 @@ def test_everything_can_be_done_with_the_keyboard_alone(visit, server):
     expect(page.get_by_role("listitem")).to_contain_text("keyboard")
     page.reload()
     expect(page.get_by_role("listitem")).to_be_visible()
+    header[2:2] = ["Credits", "Sandbox"]
     rest = ["Sign out", "Name of the key", "Make a key", "Revoke the key keyboard"]
-    assert focus_stops(page, 8) == header + rest
+    assert focus_stops(page, 10) == header + rest
+
+
+# --- buying
+
+SANDBOX = "This is a sandbox. Nothing is paid here, and no real card may be typed in."
+
+
+def owned(page):
+    return credits_shown(page, "Balance")
+
+
+def begin_to_buy(page, product):
+    page.goto("/credits")
+    page.get_by_role("button", name=f"Buy {product}, ").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sandbox checkout")
+
+
+def pay(page, number):
+    page.get_by_label("Number of the test card").fill(number)
+    page.get_by_role("button", name="Pay").click()
+
+
+def buy(page, product):
+    begin_to_buy(page, product)
+    pay(page, "4242 4242 4242 4242")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Credits")
+
+
+def act(page, button):
+    """Press something of the sandbox, and wait for what it says."""
+    told = page.get_by_role("status")
+    page.get_by_role("button", name=button).first.click()
+    expect(told).to_have_text(re.compile("^Done"))
+    return told.inner_text()
+
+
+def spend(house, email, credits):
+    """Make somebody have that many less."""
+    with httpx.Client(base_url=house.url, trust_env=False) as admin:
+        admin.post("/api/auth/sign-in", json={"email": "admin@example.com", "password": PASSWORD})
+        taken = {"email": email, "credits": credits}
+        assert admin.post("/api/v1/admin/credits/deduct", json=taken).status_code == 201
+
+
+def test_a_pack_is_bought_and_its_credits_are_there(visit):
+    window = visit()
+    page, sent = window.page, []
+    page.on("request", lambda request: sent.append(request.headers.get("idempotency-key")))
+    sign_up(window, "pack@example.com")
+    page.get_by_role("link", name="Credits").click()
+    expect(page.get_by_role("note")).to_have_text(SANDBOX)
+    expect(page.get_by_role("link", name="Credits")).to_have_attribute("aria-current", "page")
+    assert owned(page) == {"available": 10, "set aside": 0}
+    expect(page.get_by_role("region", name="Payments")).to_contain_text("Nothing yet.")
+    packs = page.get_by_role("region", name="Packs of credits")
+    expect(packs.get_by_role("button", name="Buy Pro pack, $99.90")).to_be_disabled()
+    expect(packs.get_by_role("listitem").filter(has_text="Pro pack")).to_contain_text("For subscribers only.")
+    window.shot("credits")
+    packs.get_by_role("button", name="Buy Starter pack, $14.90").click()
+    expect(page.get_by_role("note")).to_have_text(SANDBOX)
+    expect(page.get_by_role("main")).to_contain_text("Starter pack · 280 credits · $14.90")
+    window.shot("checkout")
+    page.get_by_role("button", name="Pay $14.90").click()
+    expect(page).to_have_url(window.url + "/credits")
+    (payment, change) = (page.get_by_role("region", name=name).get_by_role("listitem").first
+                         for name in ("Payments", "Latest changes"))  # fmt: skip
+    expect(payment).to_contain_text("$14.90")
+    expect(payment).to_contain_text("280 credits")
+    expect(change).to_contain_text("+280")
+    assert owned(page) == {"available": 290, "set aside": 0}
+    assert len(list(filter(None, sent))) == 1
+    page.get_by_role("button", name="Invoices and cards").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sandbox")
+
+
+def test_the_same_wish_keeps_its_key_until_it_is_answered(visit):
+    window = visit()
+    page, keys = window.page, []
+    sign_up(window, "twice@example.com")
+    page.goto("/credits")
+
+    def lose_the_first(route):
+        keys.append(route.request.headers["idempotency-key"])
+        (route.abort if len(keys) == 1 else route.continue_)()
+
+    page.route("**/api/v1/billing/checkout", lose_the_first)
+    button = page.get_by_role("button", name="Buy Starter pack, ")
+    button.click()
+    expect(page.get_by_role("alert")).to_have_text("The server cannot be reached.")
+    assert len(window.complaints) == 2 and all("ERR_FAILED" in one for one in window.complaints)
+    window.complaints.clear()
+    button.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sandbox checkout")
+    assert len(keys) == 2 and len(set(keys)) == 1
+
+
+def test_a_card_that_cannot_pay_says_why_and_nothing_is_bought(visit):
+    window = visit()
+    page = window.page
+    sign_up(window, "poor@example.com")
+    begin_to_buy(page, "Starter pack")
+    pay_path = f"/api/v1/sandbox/checkouts/{urlsplit(page.url).fragment}/pay"
+    said = page.get_by_role("alert")
+    pay(page, "5555 5555 5555 4444")  # which might be somebody's
+    expect(said).to_have_text("That is none of the test cards below. It was not sent anywhere.")
+    assert pay_path not in window.paths
+    for number, what in {
+        "4000 0000 0000 0002": "was declined", "4507990000000010": "has insufficient funds",
+        "4000-0000-0000-0127": "has a wrong security code", "4000000000000069": "has expired",
+    }.items():  # fmt: skip
+        window.will_be_refused(402, pay_path)
+        pay(page, number)
+        expect(said).to_have_text(f"Nothing was bought: the card {what}.")
+    window.shot("declined")
+    page.get_by_role("link", name="Credits").click()
+    expect(page.get_by_role("region", name="Payments")).to_contain_text("Nothing yet.")
+    assert owned(page) == {"available": 10, "set aside": 0}
+
+
+def test_the_test_cards_are_those_of_the_server(visit):
+    window = visit()
+    page = window.page
+    sign_up(window, "cards@example.com")
+    begin_to_buy(page, "Starter pack")
+    rows = page.get_by_role("region", name="The test cards").get_by_role("listitem")
+    said = [row.inner_text().replace(" ", "").split() for row in rows.all()]
+    pays = {number: what == "pays" for number, what in said}
+    assert pays == {number: not why for number, why in v.CARDS.items()}
+    rows.nth(2).get_by_role("button").click()
+    expect(page.get_by_label("Number of the test card")).to_have_value("4000 0000 0000 0002")
+    expect(page.get_by_label("Number of the test card")).to_be_focused()
+
+
+def test_a_plan_its_renewal_a_refund_and_the_debt(visit, house):
+    window = visit()
+    page = window.page
+    sign_up(window, "plan@example.com")
+    buy(page, "Pro, monthly")
+    mine = page.get_by_role("region", name="Your plan")
+    expect(mine).to_contain_text("Pro, monthly")
+    expect(mine).to_contain_text("It is renewed on")
+    assert owned(page)["available"] == 970
+    expect(page.get_by_role("button", name="Buy Pro pack, ")).to_be_enabled()
+    page.get_by_role("link", name="Sandbox").click()
+    expect(page.get_by_role("note")).to_have_text(SANDBOX)
+    assert act(page, "Let a month pass") == "Done: 1,930 credits are available, the debt is 0."
+    expect(page.get_by_role("button", name="Let a month pass")).to_be_focused()
+    spend(house, "plan@example.com", 1900)
+    page.get_by_label("Amount (USD)").first.fill("20.00")
+    assert act(page, "Refund Pro, monthly of") == "Done: 0 credits are available, the debt is 612."
+    payments = page.get_by_role("region", name="Payments")
+    expect(payments.get_by_role("listitem").first).to_contain_text("$20.00 paid back")
+    assert owned(page) == {"available": 0, "set aside": 0, "debt": 612}
+    window.shot("debt")
+    page.get_by_role("link", name="Credits").click()
+    expect(page.get_by_role("region", name="Balance")).to_contain_text("You had spent 612 credits")
+    expect(payments).to_contain_text("$29.90 · $20.00 paid back")
+    window.shot("credits-owed")
+
+
+def test_a_plan_is_cancelled_gone_on_with_changed_and_ended(visit):
+    window = visit()
+    page = window.page
+    sign_up(window, "changes@example.com")
+    buy(page, "Basic, monthly")
+    mine = page.get_by_role("region", name="Your plan")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name="Cancel at the end of the period").click()
+    expect(mine).to_contain_text("It is renewed on")  # for it was not meant
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Cancel at the end of the period").click()
+    expect(mine).to_contain_text("until then it is yours")
+    expect(page.get_by_role("button", name="Go on with the plan")).to_be_focused()
+    page.get_by_role("button", name="Go on with the plan").click()
+    expect(mine).to_contain_text("It is renewed on")
+    page.get_by_role("button", name="Change to Pro, yearly, $299.00 a year").click()
+    expect(mine).to_contain_text("Pro, yearly")
+    page.get_by_role("link", name="Sandbox").click()
+    page.get_by_label("Another plan").select_option("Ultimate, monthly")
+    act(page, "Change the plan")
+    expect(mine).to_contain_text("Ultimate, monthly")
+    act(page, "Cancel now")
+    expect(mine).to_contain_text("It has ended.")
+    expect(page.get_by_role("button", name="Let a month pass")).to_have_count(0)
+    act(page, "Dispute Basic, monthly of")
+    expect(page.get_by_role("region", name="Balance")).to_contain_text("A card holder has disputed")
+
+
+@pytest.fixture
+def signing(tmp_path):
+    """A server whose returning buyers a test can sign for."""
+    server = Server(tmp_path / "data", CREEM_WEBHOOK_SECRET="whsec_test").start()
+    yield server
+    server.stop()
+
+
+def test_who_comes_back_from_paying_sees_the_credits_come(visit, signing):
+    window = visit(signing)
+    page = window.page
+    page.goto(path_of(set_up_link(signing)))
+    fill_in(page, EMAIL, PASSWORD, "Make the account")
+    with client(signing, make_key(page, "program")) as program:
+        begun = program.post("/api/v1/billing/checkout", json={"productId": "starter-pack"}).json()["data"]
+        order = begun["checkoutId"].replace("chk_", "ord_")
+        query = redirect_query([("order_id", order), ("product_id", "starter-pack")], "whsec_test")
+        page.goto(f"/credits?{query.replace(order, 'ord_another')}")
+        expect(page.get_by_role("status")).to_have_text(re.compile("^We have not heard of a payment yet."))
+        page.goto(f"/credits?{query}")
+        expect(page.get_by_role("status")).to_have_text("Payment received, your credits are on their way.")
+        expect(page).to_have_url(window.url + "/credits")
+        path = f"/api/v1/sandbox/checkouts/{begun['checkoutId']}/pay"
+        assert program.post(path, json={"number": "4242424242424242"}).status_code == 200
+        expect(page.get_by_role("status")).to_have_text("Payment received, your credits are here.")
+        assert owned(page) == {"available": 290, "set aside": 0}
+        page.reload()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Credits")
+        expect(page.get_by_role("status")).to_be_empty()
+
+
+def test_where_payments_are_not_acted_out_nothing_says_so(visit, tmp_path):
+    server = Server(tmp_path / "data", VIDEOFLY_ENV="production").start()  # and without a key of Creem's
+    window = visit(server)
+    page = window.page
+    page.goto(path_of(set_up_link(server)))
+    fill_in(page, EMAIL, PASSWORD, "Make the account")
+    page.get_by_role("link", name="Credits").click()
+    window.will_be_refused(503, "/api/v1/billing/checkout")
+    page.get_by_role("button", name="Buy Starter pack, ").click()
+    expect(page.get_by_role("alert")).to_have_text("Nothing can be bought here: payments are not set up.")
+    expect(page.get_by_role("note")).to_have_count(0)
+    expect(page.get_by_role("link", name="Sandbox")).to_have_count(0)
+    page.goto("/sandbox")
+    expect(page.get_by_role("main")).to_contain_text("Payments are real here: there is no sandbox.")
+    server.stop()
+
+
+def test_signing_in_leads_on_to_where_one_was_going(visit):
+    window = visit()
+    page = window.page
+    sign_up(window, "onward@example.com")
+    begin_to_buy(page, "Starter pack")
+    window.context.clear_cookies()
+    window.will_be_refused(401, "/api/v1/user/billing")
+    window.will_be_refused(401, f"/api/v1/sandbox/checkouts/{urlsplit(page.url).fragment}")
+    page.reload()
+    fill_in(page, "onward@example.com", PASSWORD, "Sign in")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sandbox checkout")
+    expect(page.get_by_role("button", name="Pay $14.90")).to_be_visible()
+
+
+def test_anothers_checkout_is_not_shown(visit):
+    window = visit()
+    sign_up(window, "curious@example.com")
+    window.will_be_refused(404, "/api/v1/sandbox/checkouts/chk_1")
+    window.page.goto("/sandbox/checkout#chk_1")
+    expect(window.page.get_by_role("main")).to_contain_text("There is no such checkout of yours.")
+
+
+def test_paying_with_the_keyboard_alone(visit):
+    window = visit()
+    page = window.page
+    sign_up(window, "typist@example.com")
+    begin_to_buy(page, "Basic, monthly")
+    page.get_by_role("main").focus()
+    stops = ["Number of the test card", "Expiry", "Security code", "Pay $9.90"]
+    assert focus_stops(page, 5) == [*stops, "Take the card 4242 4242 4242 4242"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # takes the third card, which is declined
+    window.will_be_refused(402, f"/api/v1/sandbox/checkouts/{urlsplit(page.url).fragment}/pay")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("Nothing was bought: the card was declined.")
+    expect(page.get_by_label("Number of the test card")).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("4242 4242 4242 4242")
+    page.keyboard.press("Tab")
+    page.keyboard.type("12 / 34")
+    page.keyboard.press("Tab")
+    page.keyboard.type("123")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Credits")
+    assert owned(page)["available"] == 290
+
+
+def test_buying_in_chinese_on_a_phone(visit):
+    window = visit(locale="zh-CN", viewport=PHONE, color_scheme="dark")
+    page = window.page
+    page.goto("/sign-up")
+    page.get_by_label("邮箱").fill("wang@example.com")
+    page.get_by_label("密码").fill(PASSWORD)
+    page.get_by_role("button", name="注册").click()
+    page.get_by_role("link", name="积分").click()
+    expect(page.get_by_role("note")).to_contain_text("这是沙盒环境")
+    page.get_by_role("button", name="购买Basic（月付），每月 US$9.90").click()
+    page.get_by_label("测试卡号").fill("4000 0000 0000 9995")
+    window.will_be_refused(402, f"/api/v1/sandbox/checkouts/{urlsplit(page.url).fragment}/pay")
+    page.get_by_role("button", name="支付 US$9.90").click()
+    expect(page.get_by_role("alert")).to_have_text("没有购买成功：该卡余额不足。")
+    window.shot("phone-zh-declined")
+    page.get_by_label("测试卡号").fill("4242 4242 4242 4242")
+    page.get_by_role("button", name="支付 US$9.90").click()
+    expect(page.get_by_role("region", name="您的套餐")).to_contain_text("续订")
+    assert overflow(page) == 0
+    window.shot("phone-zh-credits")
+    page.get_by_role("link", name="沙盒").click()
+    page.get_by_role("button", name="让一个月过去").click()
+    expect(page.get_by_role("status")).to_have_text("完成：可用 570 积分，欠额 0。")
+    assert overflow(page) == 0
+    window.shot("phone-zh-sandbox")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -379,6 +692,15 @@ def test_every_page_fits_the_window_in_light_and_dark(visit, viewport, scheme):
     expect(page.get_by_role("listitem")).to_be_visible()
     assert overflow(page) == 0
     window.shot(f"{name}-account")
+    begin_to_buy(page, "Basic, monthly")
+    assert overflow(page) == 0
+    pay(page, "4111 1111 1111 1111")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Credits")
+    for path, known in {"/credits": "Latest changes", "/sandbox": "Payments"}.items():
+        page.goto(path)
+        expect(page.get_by_role("region", name=known).get_by_role("listitem").first).to_be_visible()
+        assert overflow(page) == 0
+        window.shot(f"{name}{path.replace('/', '-')}")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     lightness = float(re.search(r"[\d.]+", background)[0])
     assert (lightness > 0.9) == (scheme == "light"), background

@@ -9,14 +9,14 @@ export class Problem extends Error {
 
 export const api = {
   get: (path) => send("GET", path),
-  post: (path, body = {}) => send("POST", path, body),
+  post: (path, body = {}, headers = {}) => send("POST", path, body, headers),
   delete: (path) => send("DELETE", path),
 }
 
-async function send(method, path, body) {
+async function send(method, path, body, headers = {}) {
   const answer = await fetch(path, {
     method,
-    headers: body ? { "Content-Type": "application/json" } : {},
+    headers: body ? { "Content-Type": "application/json", ...headers } : headers,
     body: body && JSON.stringify(body),
   }).catch(() => { throw new Problem(0, { code: "offline" }) })
   const content = await answer.json().catch(() => null)

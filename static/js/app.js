@@ -4,27 +4,47 @@ import { api, Problem } from "./api.js"
 import { html, render } from "./html.js"
 import { setUp, signIn, signUp } from "./pages/access.js"
 import { account } from "./pages/account.js"
+import { checkout } from "./pages/checkout.js"
+import { credits } from "./pages/credits.js"
+import { sandbox } from "./pages/sandbox.js"
 import { otherLanguage, say, words } from "./words.js"
 
-const pages = { "/": account, "/set-up": setUp, "/sign-in": signIn, "/sign-up": signUp }
+const outside = { "/set-up": setUp, "/sign-in": signIn, "/sign-up": signUp }
+const inside = { "/": account, "/credits": credits, "/sandbox": sandbox, "/sandbox/checkout": checkout }
+const pages = { ...outside, ...inside }
 const main = document.querySelector("main")
+let wanted = "/" // after signing in
+let visit = new AbortController() // ends with the page's being shown
+let acted // the promise of whether payments are acted out here
 
 // Whether to ask the server for the account at all: the cookie itself is hidden from scripts.
 const signedIn = () => localStorage.getItem("signed-in") === "yes"
 
 const here = () => location.pathname.replace(/(.)\/$/, "$1")
+const address = () => location.pathname + location.search + location.hash
 
 async function show() {
   const path = here()
-  if (path === "/" && !signedIn()) return go("/sign-in", "replaceState")
-  const content = await Promise.resolve(pages[path]({ enter })).catch((problem) => {
+  visit.abort()
+  const { signal } = visit = new AbortController()
+  if (path in inside && !signedIn()) {
+    wanted = address()
+    return go("/sign-in", "replaceState")
+  }
+  const page = Promise.resolve(pages[path]({ enter, signal })).catch((problem) => {
     if (!(problem instanceof Problem)) throw problem
     return problem.status !== 401 && html`<h1>${say(problem)}</h1>`
   })
-  if (!content || path !== here()) return // somebody went elsewhere meanwhile
-  navigation(path)
+  const [content, isSandbox] = await Promise.all([page, path in inside && actedOut()])
+  if (!content || signal.aborted) return // somebody went elsewhere meanwhile
+  navigation(path, isSandbox)
   render(main, content)
   document.title = `${main.querySelector("h1").textContent} · VideoFly`
+}
+
+function actedOut() {
+  acted ??= api.get("/api/v1/user/billing").then(({ isSandbox }) => isSandbox, () => { acted = undefined })
+  return acted
 }
 
 function go(path, how = "pushState") {
@@ -34,27 +54,34 @@ function go(path, how = "pushState") {
 
 function enter() {
   localStorage.setItem("signed-in", "yes")
-  go("/")
+  go(wanted)
 }
 
-function leave() {
+function leave(next) {
   if (!signedIn()) return
   localStorage.removeItem("signed-in")
+  wanted = next
   go("/sign-in")
 }
 
-function navigation(path) {
+function navigation(path, isSandbox) {
   const nav = document.querySelector("nav")
   nav.setAttribute("aria-label", words.main)
   document.querySelector(".skip").textContent = words.skip
   render(nav, html`
+    ${path in inside && link("/credits", words.credits)}
+    ${isSandbox && link("/sandbox", words.sandbox)}
     <a href="/docs">${words.docs}</a>
     <button class="plain" lang=${words.otherCode} @click=${otherLanguage}>${words.other}</button>
-    ${path === "/" && html`<button class="plain" @click=${signOut}>${words.signOut}</button>`}`)
+    ${path in inside && html`<button class="plain" @click=${signOut}>${words.signOut}</button>`}`)
+
+  function link(to, text) {
+    return html`<a href=${to} aria-current=${to === path && "page"}>${text}</a>`
+  }
 }
 
 async function signOut() {
-  await api.post("/api/auth/sign-out").then(leave, (problem) => alert(say(problem)))
+  await api.post("/api/auth/sign-out").then(() => leave("/"), (problem) => alert(say(problem)))
 }
 
 document.addEventListener("click", (event) => {
@@ -69,5 +96,6 @@ document.addEventListener("click", (event) => {
   go(link.pathname)
 })
 addEventListener("popstate", show)
-addEventListener("signed-out", leave)
+addEventListener("pageshow", ({ persisted }) => persisted && show()) // back from paying elsewhere
+addEventListener("signed-out", () => leave(address()))
 show()

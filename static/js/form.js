@@ -1,7 +1,7 @@
 // Forms that send what is in them, say what is wrong with it, and cannot be sent twice at once.
 
 import { Problem } from "./api.js"
-import { html } from "./html.js"
+import { focusAgain, html } from "./html.js"
 import { say, words } from "./words.js"
 
 export function form(button, fields, send) {
@@ -22,8 +22,9 @@ export function form(button, fields, send) {
   }
 }
 
-// While something is done its button rests; a refusal becomes a sentence.
+// While something is done its button rests; a refusal becomes a sentence.  The focus stays where it was.
 export async function guarded(button, wrong, act) {
+  const at = document.activeElement
   button.disabled = true
   wrong.hidden = true
   try {
@@ -34,6 +35,7 @@ export async function guarded(button, wrong, act) {
     wrong.hidden = false
   } finally {
     button.disabled = false
+    if (document.activeElement === document.body) focusAgain(at)
   }
 }
 

@@ -22,7 +22,15 @@ export function html(strings, ...values) {
 }
 
 export function render(place, ...content) {
+  const at = place.contains(document.activeElement) && document.activeElement
   place.replaceChildren(...content.flatMap(nodes))
+  if (at) focusAgain(at)
+}
+
+// On what took its place, where it was replaced meanwhile.
+export function focusAgain(element) {
+  const now = element.isConnected ? element : document.getElementById(element.id)
+  now?.focus()
 }
 
 function compile(strings) {
