@@ -249,6 +249,7 @@ class ProductNotFound(Problem, n=400, code="E4028"):      """There is no such pr
 class SubscribersOnly(Problem, n=403, code="E4029"):      """That is for subscribers only."""
 class NoSubscription(Problem, n=409, code="E4030"):       """You have nothing that this can be done with."""
 class CardDeclined(Problem, n=402, code="E4031"):         """The card was declined."""
+class AlreadySubscribed(Problem, n=409, code="E4032"):    """You have a plan; change it instead."""
 class ProviderFailed(Problem, n=502, code="E5001"):       """The provider could not make the video."""
 class StorageFailed(Problem, n=500, code="E5002"):        """The video could not be stored."""
 class CallbackFailed(Problem, n=500, code="E5003"):       """The callback could not be processed."""
@@ -1884,19 +1885,22 @@ Purchase = TypedDict("Purchase", {  # money is cents, with tax; back: what of it
     "boughtAt": datetime, "subscriptionId": str | None, "orderId": str | None, "transactionId": str | None,
     "customerId": str | None})
 Billing = TypedDict("Billing", {  # in a sandbox nothing costs anything
-    "plan": str | None, "debt": int, "isDisputed": bool, "isSandbox": bool,
-    "subscription": Subscription | None, "payments": list[Purchase]})
+    "plan": str | None, "debt": int, "isDisputed": bool, "isSandbox": bool, "upgradePolicy": UpgradePolicy,
+    "subscription": Subscription | None, "payments": list[Purchase], "invoices": str})
 Effect = TypedDict("Effect", {"effect": str})
 
 
 def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
-    """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly."""
+    """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly,
+    AlreadySubscribed."""
     product = shop.catalogue.product(wish.product_id)
     if product is None:
         on_sale = [one.id for one in shop.catalogue.products]
         raise ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
-    for_subscribers = isinstance(product, Pack) and product.open_to == "subscribers"
-    if for_subscribers and not get_user(db, user_id=user_id)["plan"]:
+    has_plan = get_user(db, user_id=user_id)["plan"]
+    if isinstance(product, Plan) and has_plan:
+        raise AlreadySubscribed
+    if isinstance(product, Pack) and product.open_to == "subscribers" and not has_plan:
         raise SubscribersOnly(f"{product.name} is for subscribers only.")
     insert(db, "checkouts", id=id, user_id=user_id, product=product.id, created_at=now,
            units=wish.units if isinstance(product, Pack) else 1)  # fmt: skip
@@ -1947,13 +1951,13 @@ def find_customer(db: Db, *, user_id: str) -> str:
     return str(required(last, NoSubscription("You have bought nothing yet.")))
 
 
-def billing(db: Db, *, user_id: str, is_sandbox: bool, now: int) -> Billing:
+def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> Billing:
     """What somebody has to do with money."""
     user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now)["debt"]
     payments = "FROM payments WHERE user_id = :id AND credits IS NOT NULL ORDER BY bought_at DESC LIMIT 200"
     return {"plan": user["plan"], "debt": owed, "isDisputed": user["isDisputed"], "isSandbox": is_sandbox,
-            "subscription": last_subscription(db, user_id=user_id),
-            "payments": many(db, Purchase, payments, id=user_id)}  # fmt: skip
+            "upgradePolicy": shop.policy, "subscription": last_subscription(db, user_id=user_id),
+            "payments": many(db, Purchase, payments, id=user_id), "invoices": "/api/v1/billing/portal"}
 
 
 class Assignment(Input, frozen=True):
@@ -3238,12 +3242,10 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
 RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
 
 
-def is_signed_return(query: str, key: str) -> bool:
-    """Whether Creem sent a buyer back to us: the pairs in their order and the API key, hashed."""
+def sign_return(query: str, key: str) -> str:
+    """What Creem signs a buyer's way back to us with: the pairs in their order and the API key, hashed."""
     pairs = [(name, text) for name, text in parse_qsl(query) if name in RETURNED and text not in ("", "null")]
-    given = dict(parse_qsl(query)).get("signature", "")
-    signed = "|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key)))
-    return hmac.compare_digest(given.encode(), digest(signed).encode())
+    return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
 
 
 # ---------------------------------------------------------------------------
@@ -4367,10 +4369,12 @@ async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[s
 async def come_back(request: Request) -> Answer[dict[str, bool]]:
     """With the query that the buyer came back with: whether it is Creem's.  Credits never come from here."""
     creem, query = cashier(request), str(request.url.query)
-    received = is_signed_return(query, creem.key)
+    given = dict(parse_qsl(query))
+    right = sign_return(query, creem.key)
+    received = hmac.compare_digest(given.get("signature", "").encode(), right.encode())
     if received and isinstance(creem, Creem):
         with contextlib.suppress(PaymentsFailed):
-            await hear_checkout(request.parts, creem, dict(parse_qsl(query)).get("checkout_id", ""))
+            await hear_checkout(request.parts, creem, given.get("checkout_id", ""))
     return ok({"received": received})
 
 
@@ -4431,7 +4435,8 @@ async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[C
     if luck:
         raise CardDeclined(luck)
     await acted.pay(checkout, user["email"])
-    return ok({"url": f"{request.base}/credits"})
+    query = f"request_id={checkout['id']}&product_id={quote(checkout['product'])}"
+    return ok({"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"})
 
 
 async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer[Billing]:

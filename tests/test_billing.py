@@ -191,6 +191,20 @@ async def test_a_subscription_can_be_cancelled_resumed_upgraded_and_ended(app, c
         ) == (409, "E4030")
 
 
+async def test_nobody_pays_for_two_plans(client, ada):
+    await buy(client, "pro")
+    assert await refused(client, "POST /api/v1/billing/checkout", productId="ultimate") == (409, "E4032")
+
+
+async def test_the_sandbox_sends_people_back_as_creem_does(client, ada):
+    begun = await ask(client, "POST /api/v1/billing/checkout", productId="starter")
+    line = f"POST /api/v1/sandbox/checkouts/{begun['checkoutId']}/pay"
+    paid = await ask(client, line, number="4242424242424242")
+    query = httpx.URL(paid["url"]).query.decode()
+    assert await ask(client, f"GET /api/v1/billing/return?{query}") == {"received": True}
+    assert await ask(client, f"GET /api/v1/billing/return?{query}0") == {"received": False}
+
+
 async def test_a_cancelled_subscription_ends_where_it_would_have_been_renewed(client, clock, ada):
     await buy(client, "pro")
     clock.pass_s(1)
@@ -572,13 +586,14 @@ async def test_who_comes_back_from_creem_is_believed_only_when_creem_signed(stor
 
 @pytest.mark.parametrize("vector", ["redirect", "redirect_onetime_no_request_id"])
 def test_the_signature_of_a_return_is_as_documented(vector):
-    pairs, key = VECTORS[vector]["params_in_url_order"], VECTORS["redirect"]["api_key"]
+    pairs, key = [*map(tuple, VECTORS[vector]["params_in_url_order"])], VECTORS["redirect"]["api_key"]
     signature = VECTORS[vector]["signature_sha256"]
-    query = str(httpx.QueryParams([*map(tuple, pairs), ("signature", signature), ("tab", "credits")]))
-    assert v.is_signed_return(query, key)
-    assert redirect_query([tuple(pair) for pair in pairs], key).endswith(f"signature={signature}")
-    assert not v.is_signed_return(query, key + "x")
-    assert not v.is_signed_return(query.replace("prod_", "prad_"), key)
+    more = [("signature", signature), ("tab", "credits"), ("order_id", "null")]
+    query = str(httpx.QueryParams([*pairs, *more]))
+    assert v.sign_return(query, key) == signature
+    assert redirect_query(pairs, key).endswith(f"signature={signature}")
+    assert v.sign_return(query, key + "x") != signature
+    assert v.sign_return(query.replace("prod_", "prad_"), key) != signature
 
 
 # --- moderation

@@ -247,7 +247,8 @@ def test_a_refund_of_very_much_is_reckoned_like_any_other(db):
     units, cents = 3_500_000, 10**10
     hear(db, body("checkout.completed.onetime", object__units=units, object__order__amount_paid=cents),
          body("refund.created.full.onetime", object__refund_amount=cents,
-              object__transaction__amount_paid=cents, object__transaction__refunded_amount=cents))  # fmt: skip
+              object__transaction__amount_paid=cents,
+              object__transaction__refunded_amount=cents))  # fmt: skip
     assert credits(db) == (0, 0)
 
 
