@@ -4042,8 +4042,8 @@ def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Fail
         return answer_bug(request, failure)
     allow = (failure.headers or {}).get("allow", "")
     faults = failure.extra if isinstance(failure.extra, list) else []
-    said = [ARGUMENTS.get(fault["key"], f"{fault['key']}: {fault['message']}") for fault in faults]
-    otherwise = ARGUMENTS["data"] if "multipart" in failure.detail else "; ".join(said) or failure.detail
+    said = [ARGUMENTS.get(key := fault.get("key", ""), f"{key}: {fault['message']}.") for fault in faults]
+    otherwise = ARGUMENTS["data"] if "multipart" in failure.detail else " ".join(said) or failure.detail
     problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
                 405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
     return answer_problem(request, problems.get(failure.status_code, Invalid(otherwise)))
@@ -4121,15 +4121,13 @@ VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "erro
 
 
 def with_links(request: Request, data: Any) -> Any:
-    """With addresses that work, where the database has keys."""
+    """With addresses that work, where the database has keys; a video has both or none."""
     if isinstance(data, VideoList):
         return msgspec.structs.replace(data, videos=[with_links(request, video) for video in data.videos])
-    if isinstance(data, Video):
-        app, keys = request.parts, {"video_url": data.video_url, "poster_url": data.poster_url}
-        links = {name: key and app.storage.link(key, base=request.base, now=app.now())
-                 for name, key in keys.items()}  # fmt: skip
-        return msgspec.structs.replace(data, **links)
-    return data
+    if not isinstance(data, Video) or data.video_url is None or data.poster_url is None:
+        return data
+    link = functools.partial(request.parts.storage.link, base=request.base, now=request.parts.now())
+    return msgspec.structs.replace(data, video_url=link(data.video_url), poster_url=link(data.poster_url))
 
 
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
@@ -4295,7 +4293,8 @@ async def list_models(request: Request) -> Answer[ModelList]:
         {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
          "durations": model.durations, "aspectRatios": model.aspect_ratios, "qualities": [*model.qualities],
          "prices": {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
-                    for quality in model.qualities}} for model in catalogue.models if model.enabled]  # fmt: skip
+                    for quality in model.qualities}}
+        for model in catalogue.models if model.enabled]  # fmt: skip
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 
@@ -4350,7 +4349,8 @@ async def begin_session(request: Request, fn: Callable[..., User], *, password: 
                     cookies=[request.cookie(token)])  # fmt: skip
 
 
-async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
+async def check_password(request: Request, email: str, password: str,
+                         wrong: str = "The e-mail address or the password is wrong.") -> str:  # fmt: skip
     """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
     host = request.client.host if request.client else ""
     with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
@@ -4392,8 +4392,8 @@ async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User
 
 
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
-    id = await check_password(request, data.email, data.password, "The e-mail address or the password is wrong.")
-    return await begin_session(request, get_user, user_id=id)
+    user_id = await check_password(request, data.email, data.password)
+    return await begin_session(request, get_user, user_id=user_id)
 
 
 async def sign_out(request: Request) -> Response[None]:
@@ -4642,13 +4642,13 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
     creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
-    unclear = f"{await app.db.read(count_events, state='attention')} events need attention"
+    mode, unclear = how.get(type(app.creem), "off"), await app.db.read(count_events, state="attention")
     checks = [Checked(what=what, ok=fine, detail=detail) for what, fine, detail in [
         ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         ("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         ("database", not faults, "; ".join(faults) or "whole"),
         ("books", books.valid, "; ".join(books.faults) or f"{books.transactions} transactions add up"),
-        ("payments", not creem, creem or f"{how.get(type(app.creem), 'off')}; {unclear}"),
+        ("payments", not creem, creem or f"{mode}; {unclear} events need attention"),
         ("orders", True, f"{await app.db.read(count_unanswered)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *((f"provider {name}", True, there.standing()) for name, there in app.providers.items()
@@ -4678,8 +4678,8 @@ async def show_report(request: Request, name: FromPath[str], cursor: Cursor = No
     rows, after = await request.read(report, name=name, filters=filters, cursor=cursor, limit=limit)
     if asked.get("format") != "csv":
         return Response(ok({"rows": rows, "nextCursor": after}))
-    text = io.StringIO()
-    csv.writer(text).writerows([list(rows[0]) if rows else [], *(map(csv_cell, row.values()) for row in rows)])
+    text, heads = io.StringIO(), list(rows[0]) if rows else []
+    csv.writer(text).writerows([heads, *(map(csv_cell, row.values()) for row in rows)])
     return Response(text.getvalue(), media_type="text/csv", headers={"X-Next-Cursor": after} if after else {})
 
 
@@ -4720,18 +4720,18 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     return handler
 
 
-def group(tag: str, who: Callable[[AnyRequest], Awaitable[None]] | None,
-          addresses: dict[str, Callable[..., Any]], **limits: Any) -> Router:  # fmt: skip
+def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits: Any) -> Router:
     """Addresses that belong together and that the same people may ask."""
     handlers = []
     for line, fn in addresses.items():
         name, method, path, *how = line.split()
-        is_transaction, status = "db" in signature(fn).parameters, next(filter(str.isdecimal, how), None)
+        status = next(map(int, filter(str.isdecimal, how)), None)
+        is_transaction = "db" in signature(fn).parameters
         handler: Any = carry_out(fn, method, path, once="once" in how) if is_transaction else fn
         handler.__name__ = name  # the operation's, in the document
-        responses = REFUSED | ({204: ResponseSpec(None)} if status == "204" else {})
-        handlers.append(route(path, http_method=[HttpMethod(method)], responses=responses,
-                              status_code=int(status) if status else None)(handler))  # fmt: skip
+        responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
+        put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
+        handlers.append(put(handler))
     security = [{"key": list[str]()}] if who in (signed_in, administrator) else None  # for the document only
     return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security, **limits)
 
