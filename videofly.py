@@ -90,12 +90,12 @@ from av.container import InputContainer
 from av.stream import Disposition
 from litestar import Litestar, MediaType, Response, Router, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
-from litestar.enums import HttpMethod, RequestEncodingType
+from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, OpenAPIFormat, OpenAPIType, Schema, SecurityScheme
-from litestar.params import Body, FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, MultipartBody, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.static_files import create_static_files_router
 from PIL import Image, ImageDraw, ImageOps
@@ -3787,10 +3787,6 @@ class Request(litestar.Request[Principal, Any, State]):
                 "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}  # fmt: skip
         return await self.parts.db.write(once_only, **self.told(once_only, once))
 
-    async def was_answered(self, key: str | None) -> bool:
-        asked = {"sql": ANSWERED, "user_id": self.user.user_id, "key": key}
-        return bool(key and await self.parts.db.read(value, **asked))
-
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, and what the function wants besides and is known."""
         unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
@@ -3817,17 +3813,16 @@ class Request(litestar.Request[Principal, Any, State]):
         body = await self.body()
         if HAS_NUL.search(body):
             raise Invalid("Text must not contain the character U+0000.")
-        field = self.route_handler.parsed_data_field
-        assert field is not None, "only asked for by handlers that take a body"
+        kind = cast(Any, self.route_handler.parsed_data_field).annotation
         try:
-            return msgspec.json.decode(body, type=field.annotation)
+            return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
             reason, _, path = str(error).partition(" - at `$.")
             if "unknown field" in reason:
-                reason += f"; the fields are {', '.join(field.annotation.__struct_encode_fields__)}"
+                reason += f"; the fields are {', '.join(kind.__struct_encode_fields__)}"
             if not (name := re.split(r"[.\[`]", path)[0]):
                 raise Invalid(f"{reason}.") from None
-            raise field.annotation.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
+            raise kind.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
@@ -3849,34 +3844,15 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
 
 # --- answers
 
-
-class Answer(msgspec.Struct, Generic[T], frozen=True):
-    success: bool
-    data: T
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    code: str
-    message: str
-    details: dict[str, Any]
-
-
-class Failed(msgspec.Struct, frozen=True):
-    success: bool
-    error: Refusal
-
-
-def ok(data: T) -> Answer[T]:
-    """Bytes are JSON already."""
-    return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
-
-
+Refusal = TypedDict("Refusal", {"code": str, "message": str, "details": dict[str, Any]})
+Failed = TypedDict("Failed", {"success": bool, "error": Refusal})
 KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
 REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})}  # fmt: skip
 ARGUMENTS = {  # what Litestar would say in its own way
     "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
+    "file": "Send the image as the multipart form field `file`.",
     "key": "Idempotency-Key must be 1 to 255 characters.",
     "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
     "cursor": "cursor must be a nextCursor that this address returned.",
@@ -3884,33 +3860,41 @@ ARGUMENTS = {  # what Litestar would say in its own way
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 
+class Answer(msgspec.Struct, Generic[T], frozen=True):
+    success: bool
+    data: T
+
+
+def ok(data: T) -> Answer[T]:
+    """Bytes are JSON already."""
+    return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
+
+
 def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
     fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
     told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
-    failed = Failed(False, Refusal(problem.code, problem.message, problem.details))
-    return Response(failed, status_code=problem.status, headers=fixed | told)
+    refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
+    return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
 
 
 def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
-    """What Litestar itself refuses, in our words."""
-    if failure.status_code >= 500:
+    """What Litestar itself refuses, in our words.  A client that went away hears nothing of it."""
+    if failure.status_code >= 500 and failure.detail != "client disconnected prematurely":
         return answer_bug(request, failure)
     allow = (failure.headers or {}).get("allow", "")
     faults = failure.extra if isinstance(failure.extra, list) else []
-    key = "data" if "multipart" in failure.detail else next((fault.get("key", "") for fault in faults), "")
-    others = "; ".join(f"{fault.get('key')}: {fault.get('message')}" for fault in faults)
+    said = [ARGUMENTS.get(key := fault.get("key", ""), f"{key}: {fault['message']}.") for fault in faults]
+    otherwise = ARGUMENTS["data"] if "multipart" in failure.detail else " ".join(said) or failure.detail
     problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
                 405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
-    otherwise = Invalid(ARGUMENTS.get(key) or others or failure.detail)
-    return answer_problem(request, problems.get(failure.status_code, otherwise))
+    return answer_problem(request, problems.get(failure.status_code, Invalid(otherwise)))
 
 
 def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
     """Log what nobody foresaw, under an id that the answer carries too."""
     id = new_id("req")
     log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
-    problem = Bug(f"Something went wrong on our side; it is logged as {id}.", requestId=id)
-    return answer_problem(request, problem)
+    return answer_problem(request, Bug(f"Something went wrong here; it is logged as {id}.", requestId=id))
 
 
 # --- who is asking
@@ -3919,17 +3903,15 @@ IdempotencyKey = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
     name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
-WITH_KEY = [{"key": list[str]()}]  # for the document only
 
 
 async def guard_against_forgery(request: AnyRequest) -> None:
     """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
     programs send an API key instead of a cookie, or neither header."""
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     elsewhere = site is None and origin and urlsplit(origin).netloc != request.headers.get("host")
-    if elsewhere or site in ("same-site", "cross-site"):
+    acts = request.method not in ("GET", "HEAD", "OPTIONS")
+    if acts and (elsewhere or site in ("same-site", "cross-site")):
         raise Forbidden("That request came from another site.")
 
 
@@ -3941,23 +3923,20 @@ async def authenticate(request: Request) -> Principal:
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
-    remembered, now, key = request.parts.principals, request.parts.now(), digest(secret)
+    app, now, key = request.parts, request.parts.now(), digest(secret)
+    remembered = app.principals
     if (known := remembered.get(key)) is None or known.until_at <= now:
-        known = await look_up(request.parts, secret, now)
+        if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
+            known = await app.db.read(find_operator)
+        else:
+            known = await app.db.read(find_principal, secret=secret, now=now)
+        if known.api_key_id and (known.last_used_at or 0) + REMEMBERED <= now:
+            with contextlib.suppress(DiskFull):
+                await app.db.write(run, sql=TOUCH_KEY, id=known.api_key_id, now=now)
         # In the dictionary as it was before: if an account changed meanwhile, nobody reads it any more.
         remembered[key] = known
     request.scope["user"] = known
     return known
-
-
-async def look_up(app: App, secret: str, now: int) -> Principal:
-    if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
-        return await app.db.read(find_operator)
-    found = await app.db.read(find_principal, secret=secret, now=now)
-    if found.api_key_id and (found.last_used_at or 0) + REMEMBERED <= now:
-        with contextlib.suppress(DiskFull):
-            await app.db.write(run, sql=TOUCH_KEY, id=found.api_key_id, now=now)
-    return found
 
 
 def operator_token(secret: str) -> str:
@@ -4006,14 +3985,14 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
     app, id = request.parts, new_uuid(request.parts.now())
     order = choose(app.catalogue, data, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
-    moderation_id = None if await request.was_answered(key) else await moderate(app, data)
+    answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
+    moderation_id = None if answered else await moderate(app, data)
     stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE,
                                       moderation_id=moderation_id)  # fmt: skip
     answer = cast(Answer[Video], ok(stored))
     ordered = msgspec.json.decode(stored)["videoUuid"]
-    headers = {"Location": f"/api/v1/video/{ordered}"}
-    if ordered != id:
-        headers["Idempotent-Replayed"] = "true"
+    replayed = {"Idempotent-Replayed": "true"} if ordered != id else {}
+    headers = {"Location": f"/api/v1/video/{ordered}"} | replayed
     preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
     if preferred and (wait_s := min(int(preferred[1]), WAIT_MAX_S)):
         headers["Preference-Applied"] = f"wait={wait_s}"
@@ -4032,6 +4011,12 @@ async def store_again(request: Request, uuid: FromPath[str],
     if video.error:
         raise KINDS[video.error["code"]](video.error["message"])
     return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
+
+
+async def show_status(request: Request, uuid: FromPath[str]) -> Answer[VideoStatus]:
+    video = with_links(request, await request.read(get_video, id=uuid))
+    return ok({"status": video.status, "progress": video.progress, "error": video.error,
+               "videoUrl": video.video_url, "posterUrl": video.poster_url})  # fmt: skip
 
 
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
@@ -4093,24 +4078,24 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
         app.streams -= Counter([user_id])  # which also forgets those who have none
 
 
-# --- files
+# --- files, and what is on sale
 
-ImageForm = Annotated[dict[str, UploadFile], Body(media_type=RequestEncodingType.MULTI_PART, schema_extra={
-    "properties": {"file": Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)},
-    "required": ["file"]})]  # fmt: skip
+ModelOffer = TypedDict("ModelOffer", {
+    "id": str, "name": str, "description": str, "modes": list[Literal["text", "image"]],
+    "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
+    "prices": dict[str, dict[int, int]]})  # quality, duration: credits
+ModelList = TypedDict("ModelList", {"models": list[ModelOffer], "catalogVersion": str})
+ProductList = TypedDict("ProductList", {"packs": list[Pack], "plans": list[Plan], "gift": int})
+ImageForm = TypedDict("ImageForm", {"file": UploadFile})
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 MEDIA_HEADERS = NOSNIFF | {
     "Cache-Control": "private, max-age=3600",
     "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}  # fmt: skip
 
 
-@post("/api/v1/upload", request_max_body_size=UPLOAD_MAX + 10_000, tags=["files"], security=WITH_KEY,
-      before_request=signed_in, responses=REFUSED)  # fmt: skip
-async def upload_image(request: Request, data: ImageForm) -> Answer[Upload]:
+async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answer[Upload]:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
-    if not isinstance(file := data.get("file"), UploadFile):
-        raise Invalid("Send the image as the multipart form field `file`.", field="file")
-    if len(content := await file.read()) > UPLOAD_MAX:
+    if len(content := await data["file"].read()) > UPLOAD_MAX:
         raise TooLarge("An image may have 10 MB at most.")
     app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
     key = f"uploads/{new_uuid(app.now())}.{ending}"
@@ -4138,28 +4123,14 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
     return FileResponse(file, headers=MEDIA_HEADERS)
 
 
-# --- the catalogue
-
-
-ModelOffer = TypedDict("ModelOffer", {
-    "id": str, "name": str, "description": str, "modes": list[Literal["text", "image"]],
-    "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
-    "prices": dict[str, dict[int, int]]})  # quality, duration: credits
-ModelList = TypedDict("ModelList", {"models": list[ModelOffer], "catalogVersion": str})
-ProductList = TypedDict("ProductList", {"packs": list[Pack], "plans": list[Plan], "gift": int})
-
-
-def model_offer(model: Model) -> ModelOffer:
-    prices = {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
-              for quality in model.qualities}  # fmt: skip
-    return {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
-            "durations": model.durations, "aspectRatios": model.aspect_ratios,
-            "qualities": list(prices), "prices": prices}
-
-
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
-    offers = [model_offer(model) for model in catalogue.models if model.enabled]
+    offers: list[ModelOffer] = [
+        {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
+         "durations": model.durations, "aspectRatios": model.aspect_ratios, "qualities": [*model.qualities],
+         "prices": {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
+                    for quality in model.qualities}}
+        for model in catalogue.models if model.enabled]  # fmt: skip
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 
@@ -4177,21 +4148,18 @@ Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
 class PasswordWish(Input, frozen=True):
     email: Email
-    password: Annotated[Password, _("else one is made and shown")] | None = None
+    password: Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None = None
 
 
 class UserWish(PasswordWish, frozen=True):
     is_admin: Annotated[bool, _("make an administrator")] = False
 
 
-class SetUp(Input, frozen=True):
+class SetUp(PasswordWish, frozen=True, kw_only=True):
     token: Given
-    email: Email
-    password: Password | None = None
 
 
-class SignUp(Input, frozen=True):
-    email: Email
+class SignUp(PasswordWish, frozen=True, kw_only=True):
     password: Password
     invite: Given | None = None
 
@@ -4206,10 +4174,6 @@ class PasswordChange(Input, frozen=True):
     current_password: Given = ""
 
 
-UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
-Invited = TypedDict("Invited", {"invite": str, "url": str})
-
-
 async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
                         **given: Any) -> Response[Answer[User]]:  # fmt: skip
     """Do what also begins a session, and answer with its cookie."""
@@ -4221,7 +4185,8 @@ async def begin_session(request: Request, fn: Callable[..., User], *, password: 
                     cookies=[request.cookie(token)])  # fmt: skip
 
 
-async def check_password(request: Request, email: str, password: str, wrong: str) -> str:
+async def check_password(request: Request, email: str, password: str,
+                         wrong: str = "The e-mail address or the password is wrong.") -> str:  # fmt: skip
     """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
     host = request.client.host if request.client else ""
     with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
@@ -4263,8 +4228,7 @@ async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User
 
 
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
-    wrong = "The e-mail address or the password is wrong."
-    user_id = await check_password(request, data.email, data.password, wrong)
+    user_id = await check_password(request, data.email, data.password)
     return await begin_session(request, get_user, user_id=user_id)
 
 
@@ -4455,6 +4419,12 @@ async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer
 
 # --- administration
 
+UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
+Invited = TypedDict("Invited", {"invite": str, "url": str})
+Checked = TypedDict("Checked", {"what": str, "ok": bool, "detail": str})
+CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Checked]})
+Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
+
 
 class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
@@ -4472,17 +4442,6 @@ class Grant(Deduction, frozen=True):
 
 class InviteWish(Input, frozen=True):
     days: Days = 7
-
-
-class Checked(Output, frozen=True):
-    what: str
-    ok: bool
-    detail: str
-
-
-class CheckList(Output, frozen=True):
-    ok: bool
-    checks: list[Checked]
 
 
 def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
@@ -4507,8 +4466,7 @@ def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) 
     return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
 
-async def set_given_password(request: Request, wish: PasswordWish, fn: Callable[..., User],
-                             **given: Any) -> Answer[UserMade]:  # fmt: skip
+async def set_given_password(request: Request, wish: PasswordWish, fn: Any, **given: Any) -> Answer[UserMade]:
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
     made = None if wish.password else secrets.token_urlsafe(12)
     password_hash = await request.parts.hash(HASHER.hash, wish.password or str(made))
@@ -4529,64 +4487,47 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     app = request.parts
     free_mb = shutil.disk_usage(app.settings.data).free >> 20
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
-    try:
-        await app.storage.check()
-        storage = Checked("storage", True, type(app.storage).__name__)
-    except StorageFailed as failure:
-        storage = Checked("storage", False, failure.message)
-    checks = [
-        Checked("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
-        Checked("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
-        Checked("database", not faults, "; ".join(faults) or "whole"),
-        Checked("books", books["valid"],
-                "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
-        await check_payments(app),
-        Checked("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
-        Checked("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
-        *(Checked(f"provider {name}", True, there.standing()) for name, there in app.providers.items()
-          if isinstance(there, HttpProvider)), storage]  # fmt: skip
-    return ok(CheckList(all(check.ok for check in checks), checks))
-
-
-async def check_payments(app: App) -> Checked:
-    """Who takes the money, and whether they know what is sold."""
-    try:
-        missing = await unknown_products(app)
-    except PaymentsFailed as failure:
-        return Checked("payments", False, failure.message)
+    creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
-    unclear = await app.db.read(count_events, state="attention")
-    said = f"{how.get(type(app.creem), 'off')}; {unclear} events need attention"
-    return Checked("payments", not missing, f"Creem does not know {', '.join(missing)}" if missing else said)
+    mode, unclear = how.get(type(app.creem), "off"), await app.db.read(count_events, state="attention")
+    checks = [Checked(what=what, ok=fine, detail=detail) for what, fine, detail in [
+        ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
+        ("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
+        ("database", not faults, "; ".join(faults) or "whole"),
+        ("books", books["valid"],
+         "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
+        ("payments", not creem, creem or f"{mode}; {unclear} events need attention"),
+        ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
+        ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
+        *((f"provider {name}", True, there.standing()) for name, there in app.providers.items()
+          if isinstance(there, HttpProvider)),
+        ("storage", not storage, storage or type(app.storage).__name__)]]  # fmt: skip
+    return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
+
+
+async def trouble_with(look: Awaitable[list[str] | None]) -> str:
+    """Why somebody outside does not serve us, or nothing; they may lack some of our products."""
+    try:
+        return f"Creem does not know {', '.join(missing)}" if (missing := await look) else ""
+    except Problem as failure:
+        return failure.message
 
 
 def integrity_faults(db: Db) -> list[str]:
     return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
 
 
-Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
-
-
-class Report(Output, frozen=True):
-    """Rows as a view of schema.sql has them."""
-
-    rows: list[dict[str, Any]]
-    next_cursor: str | None
-
-
 async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
                       limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:
     """What an operator asks of the database, newest first: a view report_NAME of schema.sql.  Further
     parameters are columns and what they have to be; `format=csv` answers in CSV."""
-    asked = dict(request.query_params.items())
-    as_csv = asked.pop("format", "json") == "csv"
-    filters = {column: text for column, text in asked.items() if column not in ("cursor", "limit")}
+    asked = request.query_params
+    filters = {word: asked[word] for word in asked if word not in ("cursor", "limit", "format")}
     rows, after = await request.read(report, name=name, filters=filters, cursor=cursor, limit=limit)
-    if not as_csv:
-        return Response(ok(Report(rows, after)))
-    text = io.StringIO()
-    lines = csv.writer(text)
-    lines.writerows([list(rows[0]) if rows else [], *(map(csv_cell, row.values()) for row in rows)])
+    if asked.get("format") != "csv":
+        return Response(ok({"rows": rows, "nextCursor": after}))
+    text, heads = io.StringIO(), list(rows[0]) if rows else []
+    csv.writer(text).writerows([heads, *(map(csv_cell, row.values()) for row in rows)])
     return Response(text.getvalue(), media_type="text/csv", headers={"X-Next-Cursor": after} if after else {})
 
 
@@ -4598,10 +4539,9 @@ def csv_cell(value: Any) -> Any:
 
 # --- the table of addresses
 
-OnlyStatus = FromQuery[Status | None]
 ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
     "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
-    "status": (OnlyStatus, None)}
+    "status": (cast(Any, FromQuery)[Status | None], None)}
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
 
 
@@ -4629,20 +4569,20 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     return handler
 
 
-def group(tag: str, who: Callable[[AnyRequest], Awaitable[None]] | None,
-          addresses: dict[str, Callable[..., Any]]) -> Router:  # fmt: skip
+def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits: Any) -> Router:
     """Addresses that belong together and that the same people may ask."""
-    handlers = [address(*line.split(), fn=fn) for line, fn in addresses.items()]
-    security = WITH_KEY if who in (signed_in, administrator) else None
-    return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security)
-
-
-def address(name: str, method: str, path: str, how: str = "", *, fn: Callable[..., Any]) -> Any:
-    status, transaction = int(how) if how.isdecimal() else None, "db" in signature(fn).parameters
-    handler = carry_out(fn, method, path, once=how == "once") if transaction else fn
-    handler.__name__ = name  # the operation's, in the document
-    responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
-    return route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)(handler)
+    handlers = []
+    for line, fn in addresses.items():
+        name, method, path, *how = line.split()
+        status = next(map(int, filter(str.isdecimal, how)), None)
+        is_transaction = "db" in signature(fn).parameters
+        handler: Any = carry_out(fn, method, path, once="once" in how) if is_transaction else fn
+        handler.__name__ = name  # the operation's, in the document
+        responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
+        put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
+        handlers.append(put(handler))
+    security = [{"key": list[str]()}] if who in (signed_in, administrator) else None  # for the document only
+    return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security, **limits)
 
 
 # Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
@@ -4653,7 +4593,7 @@ ADDRESSES = [
         "list_videos    GET    /api/v1/video/list": list_videos,
         "follow_events  GET    /api/v1/video/events": follow_events,
         "get_video      GET    /api/v1/video/{uuid:str}": get_video,
-        "get_status     GET    /api/v1/video/{uuid:str}/status": video_status,
+        "get_status     GET    /api/v1/video/{uuid:str}/status": show_status,
         "get_receipt    GET    /api/v1/video/{uuid:str}/receipt": receipt,
         "cancel_video   POST   /api/v1/video/{uuid:str}/cancel   200": cancel_video,
         "retry_video    POST   /api/v1/video/{uuid:str}/retry    200": store_again,
@@ -4672,6 +4612,8 @@ ADDRESSES = [
         "see_checkout   GET    /api/v1/sandbox/checkouts/{uuid:str}": show_sandbox_checkout,
         "pay            POST   /api/v1/sandbox/checkouts/{uuid:str}/pay 200": pay_in_sandbox,
         "act            POST   /api/v1/sandbox/act               200": act_in_sandbox}),
+    group("files", signed_in, {
+        "upload_image   POST   /api/v1/upload": upload_image}, request_max_body_size=UPLOAD_MAX + 10_000),
     group("catalogue", None, {
         "list_models    GET    /api/v1/config/models": list_models,
         "list_products  GET    /api/v1/config/products": list_products}),
@@ -4714,44 +4656,36 @@ DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
 PAGES = ["/", "/set-up", "/sign-in", "/sign-up", "/credits", "/sandbox", "/sandbox/checkout"]
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-PAGE_HEADERS = NOSNIFF | {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
 # Swagger UI writes styles into its elements, and draws its icons as data.
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-DOCS_HEADERS = PAGE_HEADERS | {"Content-Security-Policy": DOCS_POLICY}
 
 
 @get([*PAGES, "/docs"], include_in_schema=False)
 async def show_page(request: Request) -> Response[str]:
-    text, headers = (DOCS, DOCS_HEADERS) if request.url.path.startswith("/docs") else (PAGE, PAGE_HEADERS)
+    text, policy = (DOCS, DOCS_POLICY) if request.url.path.startswith("/docs") else (PAGE, POLICY)
+    headers = NOSNIFF | {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
     return Response(text, media_type=MediaType.HTML, headers=headers)
 
 
-@get(["/up", "/healthz"], include_in_schema=False)
-async def alive(request: Request) -> dict[str, str]:
-    """The process lives: the loop turns, the database can be read, the worker looks for work."""
-    app = request.parts
-    await app.db.read(last_event)
+@get(["/up", "/healthz", "/readyz"], include_in_schema=False)
+async def show_health(request: Request) -> dict[str, str]:
+    """Up: the loop turns, the database can be read, the worker looks for work.  Ready: the database can be
+    written too, and the server is not about to stop."""
+    app, ready = request.parts, "ready" in request.url.path
+    if ready and app.stopping.is_set():
+        raise Busy("The server is stopping.")
+    await (app.db.write if ready else app.db.read)(last_event)
     if app.beat_at is not None and app.now() - app.beat_at > 4 * LONGEST_PAUSE_S * SECOND:
         raise Busy("The worker does not look for work any more.")
-    return {"status": "ok"}
-
-
-@get("/readyz", include_in_schema=False)
-async def ready(request: Request) -> dict[str, str]:
-    """The server can take orders: the database can be written, and it is not about to stop."""
-    if request.parts.stopping.is_set():
-        raise Busy("The server is stopping.")
-    await request.parts.db.write(last_event)
-    return {"status": "ready"}
+    return {"status": "ready" if ready else "ok"}
 
 
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
-        names = "#/components/schemas/{name}"
         kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
-        _, bodies = msgspec.json.schema_components(kinds, ref_template=names)
+        _, bodies = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
@@ -4760,7 +4694,7 @@ def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
     return Litestar(
-        [*ADDRESSES, provider_callback, creem_webhook, upload_image, media, show_page, alive, ready,
+        [*ADDRESSES, provider_callback, creem_webhook, media, show_page, show_health,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},

@@ -442,3 +442,25 @@ async def test_bad_requests_at_once_leave_nothing_either(client, app, ada):
     assert await kept(app) == before
     assert (await client.get("/api/v1/credit/balance")).json()["data"]["availableCredits"] == 100
     await books_are_right(app)
+
+
+@pytest.mark.parametrize("path", [GENERATE, UPLOAD, "/api/auth/sign-in"])
+async def test_a_client_that_goes_away_in_the_middle_is_no_bug(app, ada, path, caplog):
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    form = b"multipart/form-data; boundary=b" if path == UPLOAD else b"application/json"
+    named = {**ada.headers, "Host": "test", "Content-Type": form.decode(), "Content-Length": "99"}
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "headers": [(name.lower().encode(), text.encode()) for name, text in named.items()],
+             "scheme": "http", "server": ("test", 80), "client": ("192.0.2.1", 1), "root_path": ""}
+    sent = []
+
+    async def receive():
+        return parts.pop(0) if len(parts) > 1 else parts[0]
+
+    async def send(message):
+        sent.append(message)
+
+    before = await kept(app)
+    await v.http(app)(scope, receive, send)
+    assert (sent[0]["status"], caplog.records) == (400, [])
+    assert await kept(app) == before

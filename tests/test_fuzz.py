@@ -1,6 +1,7 @@
 """The OpenAPI document says what the server does, and neither what fits it nor what does not breaks it."""
 
 import asyncio
+import types
 from html.parser import HTMLParser
 
 import httpx
@@ -50,7 +51,7 @@ def running(tmp_path_factory):
 
 def anonymous():
     """A client of an app without parts: it has its document and its pages, and that is all."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(None)), base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(types.SimpleNamespace(creem=None))), base_url="http://test")
 
 
 def read_document():
@@ -100,7 +101,8 @@ def test_the_document_says_which_addresses_want_a_key():
 
 def test_the_document_says_in_which_field_an_image_is_sent():
     forms = DOCUMENT["paths"]["/api/v1/upload"]["post"]["requestBody"]["content"]
-    body = forms["multipart/form-data"]["schema"]
+    named = forms["multipart/form-data"]["schema"]["$ref"].removeprefix("#/components/schemas/")
+    body = DOCUMENT["components"]["schemas"][named]
     assert (body["required"], body["properties"]["file"]["format"]) == (["file"], "binary")
 
 
