@@ -117,8 +117,9 @@ class Place:
     async def unknown(self):
         """What an operator sees of orders that were never answered."""
         operator = {"Authorization": f"Bearer {v.operator_token(self.app.secret)}"}
-        answer = await self.client.get("/api/v1/admin/provider-jobs?unknown=true", headers=operator)
-        return answer.json()["data"]["providerJobs"]
+        report = "/api/v1/admin/reports/provider-jobs?state=unknown"
+        answer = await self.client.get(report, headers=operator)
+        return answer.json()["data"]["rows"]
 
     async def until_it_ends(self):
         """Let hours pass, until nothing is to do."""
