@@ -4013,12 +4013,6 @@ async def store_again(request: Request, uuid: FromPath[str],
     return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
 
 
-async def show_status(request: Request, uuid: FromPath[str]) -> Answer[VideoStatus]:
-    video = with_links(request, await request.read(get_video, id=uuid))
-    return ok({"status": video.status, "progress": video.progress, "error": video.error,
-               "videoUrl": video.video_url, "posterUrl": video.poster_url})  # fmt: skip
-
-
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
     return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
 
@@ -4593,7 +4587,7 @@ ADDRESSES = [
         "list_videos    GET    /api/v1/video/list": list_videos,
         "follow_events  GET    /api/v1/video/events": follow_events,
         "get_video      GET    /api/v1/video/{uuid:str}": get_video,
-        "get_status     GET    /api/v1/video/{uuid:str}/status": show_status,
+        "get_status     GET    /api/v1/video/{uuid:str}/status": video_status,
         "get_receipt    GET    /api/v1/video/{uuid:str}/receipt": receipt,
         "cancel_video   POST   /api/v1/video/{uuid:str}/cancel   200": cancel_video,
         "retry_video    POST   /api/v1/video/{uuid:str}/retry    200": store_again,
