@@ -4079,7 +4079,11 @@ ModelOffer = TypedDict("ModelOffer", {
     "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
     "prices": dict[str, dict[int, int]]})  # quality, duration: credits
 ModelList = TypedDict("ModelList", {"models": list[ModelOffer], "catalogVersion": str})
-ProductList = TypedDict("ProductList", {"packs": list[Pack], "plans": list[Plan], "gift": int})
+ProductOffer = TypedDict("ProductOffer", {
+    "id": str, "name": str, "cents": int, "currency": str, "credits": int,
+    "openTo": Literal["all", "subscribers"], "interval": Literal["month", "year"]}, total=False)
+ProductList = TypedDict("ProductList", {
+    "packs": list[ProductOffer], "plans": list[ProductOffer], "gift": int, "payments": str})
 ImageForm = TypedDict("ImageForm", {"file": UploadFile})
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 MEDIA_HEADERS = NOSNIFF | {
@@ -4128,9 +4132,16 @@ async def list_models(request: Request) -> Answer[ModelList]:
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 
+def product_offer(product: Pack | Plan) -> Any:
+    shown = {camel_case(name): part for name, part in msgspec.structs.asdict(product).items()}
+    return {name: part for name, part in shown.items() if name != "creemId"}
+
+
 async def list_products(request: Request) -> Answer[ProductList]:
-    catalogue = request.parts.catalogue
-    return ok({"packs": catalogue.packs, "plans": catalogue.plans, "gift": catalogue.credits.gift})
+    catalogue, creem = request.parts.catalogue, request.parts.creem
+    packs, plans = ([*map(product_offer, sold)] for sold in (catalogue.packs, catalogue.plans))
+    payments = "real" if isinstance(creem, Creem) else "sandbox" if creem else "off"
+    return ok({"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments})
 
 
 # --- accounts

@@ -284,6 +284,15 @@ async def test_a_bad_wish_to_buy_says_what_is_wrong(app, client, ada, wish, end)
     assert await rows(app, "SELECT count(*) FROM checkouts") == [(0,)]
 
 
+async def test_everybody_sees_what_is_sold_and_how_it_is_paid(client):
+    found = await ask(client, "GET /api/v1/config/products")
+    assert found["packs"][0] == {"id": "starter", "name": "Starter pack", "cents": 1490, "currency": "USD",
+                                 "credits": 280, "openTo": "all"}  # fmt: skip
+    plans = [(plan["id"], plan["interval"]) for plan in found["plans"]]
+    assert plans == [("pro", "month"), ("ultimate", "month")]
+    assert (found["gift"], found["payments"]) == (10, "sandbox")
+
+
 async def test_the_same_key_makes_one_checkout(app, client, ada):
     client.headers["Idempotency-Key"] = "k"
     answers = await asyncio.gather(

@@ -23,7 +23,7 @@ export function shop({ billing, products, changed }) {
   }
 
   function packOffer(pack) {
-    const closed = pack.open_to === "subscribers" && !billing.plan
+    const closed = pack.openTo === "subscribers" && !billing.plan
     return [closed && html`<p class="hint">${words.subscribers}</p>`, deal(pack, words.buy, words.buyThis, buy, closed)]
   }
 
