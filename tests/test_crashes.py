@@ -163,7 +163,7 @@ class World:
     async def server(self, http):
         settings = v.Settings(data=str(self.folder / "data"), catalog=str(self.folder / "catalog.toml"))
         providers = {"scripted": self.provider}
-        async with v.open_app(settings, clock=self.clock, work=False, providers=providers) as app:
+        async with v.open_app(settings, clock=self.clock, providers=providers) as app:
             if self.wires:
                 app.storage = WiredStorage(app.storage, self.wires)
             http.opt["parts"] = app
