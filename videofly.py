@@ -21,11 +21,10 @@ the network: they are functions of a connection and of what they are told, and a
     13  Outside         requests to addresses that others gave us
     14  Providers       who makes videos
     15  Billing         calls to Creem, and a sandbox in its place
-    16  App             the one object that holds the running parts
+    16  App             the one object that holds the running parts: opened in order, closed in reverse
     17  Work            what is done while nobody asks
-    18  Start           everything opened in order, and closed in reverse
-    19  HTTP            what the world sees
-    20  Command line
+    18  HTTP            what the world sees
+    19  Command line
 """
 
 import asyncio
@@ -65,7 +64,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar, cast
 from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
@@ -79,8 +77,6 @@ import httpx
 import litestar
 import msgspec
 import offapi
-import rich.console
-import rich.progress
 import urllib3
 import uvicorn
 import uvloop
@@ -132,7 +128,6 @@ def variable(field: str) -> str:
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     """What the operator decides.  Read once, at start."""
 
-    # fmt: off
     data: Annotated[str, _("folder for everything that is kept")] = "data"
     env: Annotated[Literal["test", "production"], _("production: only real money counts")] = "test"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
@@ -156,10 +151,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     s3_secret_key: Annotated[str, _("secret key")] = ""
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
     s3_public_url: Annotated[str, _("S3 server as people reach it, if another", pattern=SERVER)] = ""
-    # fmt: on
 
 
-class Refused(Exception):
+class Refused(click.ClickException):
     """The program cannot start as it was told to; the text is one line for the operator."""
 
 
@@ -277,20 +271,18 @@ class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not se
 
 Db = sqlite3.Connection
 Act = Callable[[Db], Any]
-Outcome = tuple[Any, BaseException | None]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
 VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
+APPLICATION_ID = 0x56464C59  # as schema.sql has it
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
              PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
 WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
                     PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;"""
-
-APPLICATION_ID = 0x56464C59  # as schema.sql has it
 
 
 class Thread(aiosqlite.Connection):
@@ -303,7 +295,7 @@ class Thread(aiosqlite.Connection):
 class Database:
     """One connection that writes, in groups, and some that only read."""
 
-    def __init__(self, writer: Thread, readers: list[Thread]) -> None:
+    def __init__(self, writer: Thread, *readers: Thread) -> None:
         self._writer, self._readers = writer, itertools.cycle(readers)
         self._waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
         self._committing: asyncio.Task[None] | None = None
@@ -316,19 +308,17 @@ class Database:
         with contextlib.closing(connect(path)) as db:  # before any thread: a refusal leaves none behind
             migrate(db, path)
         async with contextlib.AsyncExitStack() as stack:
-            writer = Thread(functools.partial(connect, path), 64)
-            await stack.enter_async_context(writer)
-            readers = [Thread(functools.partial(connect, path, read_only=True), 64) for _ in range(READERS)]
-            for reader in readers:
-                await stack.enter_async_context(reader)
-            database = cls(writer, readers)
+            pool = [Thread(functools.partial(connect, path, mode), 64) for mode in ("rwc", *["ro"] * READERS)]
+            for thread in pool:
+                await stack.enter_async_context(thread)
+            database = cls(*pool)
             try:
                 yield database
             finally:
                 if database._committing:
                     await database._committing
                 with contextlib.suppress(sqlite3.Error):  # on a full disk
-                    await writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
+                    await database._writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
 
     async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         """Run fn as a transaction: all of it happens, durably, or on any exception none."""
@@ -355,48 +345,45 @@ class Database:
             try:
                 outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
             except BaseException as failure:
-                outcomes, news = [(None, failure)] * len(batch), set()
-            for (_, answer), (result, problem) in zip(batch, outcomes, strict=True):
-                if problem is not None and not answer.cancelled():
-                    answer.set_exception(problem)
-                elif not answer.cancelled():
-                    answer.set_result(result)
+                outcomes, news = [failure] * len(batch), set()
+            for (_, answer), outcome in zip(batch, outcomes, strict=True):
+                if not answer.cancelled():
+                    tell = answer.set_exception if isinstance(outcome, BaseException) else answer.set_result
+                    tell(outcome)
             # Not here: should it fail, whoever waits for the next commit must not wait for ever.
             asyncio.get_running_loop().call_soon(self.on_news, news)
 
 
-def commit(db: Db, acts: list[Act]) -> tuple[list[Outcome], set[str]]:
-    """Run the acts in one transaction, and say which users have new events.  When one of the acts, or SQLite,
-    fails half-way: each in its own."""
+def commit(db: Db, acts: list[Act]) -> tuple[list[Any], set[str]]:
+    """Run the acts in one transaction, and say what each returned or raised, and which users have new events.
+    When one of the acts, or SQLite, fails half-way: each in its own."""
     try:
         with db:  # commits at its end, or rolls back
             db.execute("BEGIN IMMEDIATE")
             (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
             outcomes = [attempt(db, act) for act in acts]
-            news = {user_id for (user_id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
-        return outcomes, news
+            return outcomes, {id for (id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
     except Exception as failure:
         if len(acts) == 1:
             full = getattr(failure, "sqlite_errorname", "").startswith("SQLITE_FULL")
-            return [(None, DiskFull() if full else failure)], set()
+            return [DiskFull() if full else failure], set()
         alone = [commit(db, [act]) for act in acts]
         return [outcome for (outcome,), _ in alone], set().union(*(news for _, news in alone))
 
 
-def attempt(db: Db, act: Act) -> Outcome:
+def attempt(db: Db, act: Act) -> Any:
     """Most acts are refused before they write anything; then there is nothing to undo.  Else raises."""
     written = db.total_changes
     try:
-        return act(db), None
+        return act(db)
     except Exception as failure:
         if db.total_changes != written or isinstance(failure, sqlite3.Error):
             raise
-        return None, failure
+        return failure
 
 
-def connect(path: Path | str, *, read_only: bool = False) -> Db:
+def connect(path: Path | str, mode: str = "rwc") -> Db:
     """Raises Refused, and leaves the file as it is, when that is not one of ours."""
-    mode = "ro" if read_only else "rwc"
     with contextlib.ExitStack() as undo:
         try:
             db = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, isolation_level=None)
@@ -405,7 +392,7 @@ def connect(path: Path | str, *, read_only: bool = False) -> Db:
             if value(db, "SELECT 1 FROM sqlite_schema, pragma_application_id WHERE application_id <> :ours",
                      ours=APPLICATION_ID):  # fmt: skip
                 raise Refused(f"{path} is a database, but not one of VideoFly's.")
-            db.executescript("PRAGMA query_only = ON;" if read_only else WRITER_PRAGMAS)
+            db.executescript("PRAGMA query_only = ON;" if mode == "ro" else WRITER_PRAGMAS)
         except sqlite3.Error as error:
             raise Refused(f"{path}: {error}.") from None
         undo.pop_all()
@@ -463,20 +450,18 @@ def reshape(db: Db, model: Db, version: int) -> None:
 
 
 def columns(db: Db, table: str) -> list[str]:
-    return [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
+    return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])]
 
 
 @functools.cache
 def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    found: dict[str, Callable[[Any], Any]] = {}
-    for name, hint in typing.get_type_hints(as_).items():
-        kind = typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
-        if kind in (bool, datetime):
-            found[name] = bool if kind is bool else moment
-        elif kind not in (int, float, str) and typing.get_origin(kind) is not Literal:
-            found[name] = functools.partial(msgspec.json.decode, type=kind)
-    return found
+    known: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
+    kinds = {name: typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
+             for name, hint in typing.get_type_hints(as_).items()}  # fmt: skip
+    return {name: known.get(kind) or functools.partial(msgspec.json.decode, type=kind)
+            for name, kind in kinds.items()
+            if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}  # fmt: skip
 
 
 def moment(at: int) -> datetime:
@@ -573,9 +558,9 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
            ) -> tuple[list[dict[str, Any]], str | None]:  # fmt: skip
     """A page of a view whose name begins with report_.  Raises NotFound, Invalid."""
     view = f"report_{name.replace('-', '_')}"
-    if view not in {each for (each,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'view'")}:
+    if not (known := {camel_case(column): column for column in columns(db, view)}):
         raise NotFound(f"There is no report {name}.")
-    if unknown := sorted(filters.keys() - (known := {camel_case(each): each for each in columns(db, view)})):
+    if unknown := sorted(filters.keys() - known):
         raise Invalid(f"{unknown[0]} is no column of {name}; those are {', '.join(known)}.", field=unknown[0])
     first, *_ = known.values()
     conditions = "".join(f" AND {known[column]} = :{column}" for column in filters)
@@ -594,16 +579,33 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
 # percent-encoded and {+name} is not (RFC 6570).  In a body {"$" = "seconds", as = "str"} stands for a value,
 # and what has none is left out.
 
-
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 Variable = Annotated[str, msgspec.Meta(pattern=r"^([A-Z][A-Z0-9_]*)?$")]  # whose value is secret
 Paths = tuple[str, ...]
+Checks = dict[str, tuple[Any, ...]]  # path: what stands there has to be one of these; of none, only be there
 Values = Mapping[str, Any]
+# What providers say, in our words (lower case, with underscores).
+STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
+    "queued": "queued queuing in_queue pending waiting starting submitted created not_start not_started "
+              "throttled scheduled",
+    "running": "running processing in_progress generating dreaming active started",
+    "succeeded": "succeeded success successful completed complete done finished ok true",
+    "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
+    "canceled": "canceled cancelled aborted interrupted deleted",
+}.items() for word in words.split()}  # fmt: skip
+VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
+MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
+HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
+SIGNED_FOR = 300  # seconds before and after its time that a signature is good
+# What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
+VALUES = ("", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
+          "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded",
+          "callback_url")  # fmt: skip
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
 
 
 class Call(Strict, frozen=True):
@@ -616,13 +618,6 @@ class Call(Strict, frozen=True):
     body: dict[str, Any] = {}
     form: bool = False  # as multipart/form-data, not as JSON
     only: JobState | None = None  # made for a job that stands so, and for no other
-
-
-class Check(Strict, frozen=True):
-    """Something in an answer that has to be so; without `equals`, that has to be there."""
-
-    path: str
-    equals: tuple[Any, ...] = ()
 
 
 class Template(Strict, frozen=True, kw_only=True):
@@ -639,8 +634,8 @@ class Template(Strict, frozen=True, kw_only=True):
     outcome: Call | None = None  # asked when the status says succeeded: the result is there, or the failure
     content: Call | None = None  # the result itself, where it has no address in the answer
     cancel: tuple[Call, ...] = ()
-    ok: Check | None = None  # an answer with HTTP 2xx that is not so is a refusal
-    fail_if: tuple[Check, ...] = ()  # one of them found: failed, whatever the state says
+    ok: Checks = {}  # an answer with HTTP 2xx that is not so is a refusal
+    fail_if: Checks = {}  # one of them found: failed, whatever the state says
     id: Paths = ("id",)
     own_id: bool = False  # it takes our id for its own, so that a lost order can be looked up
     keep: dict[str, str] = {}  # name: path in submit's answer of what later calls need
@@ -690,21 +685,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     error: str | None = None
     moderated: bool = False  # it failed because of what was asked for, not because of how it was made
     cost: float | None = None  # in whatever the provider counts
-
-
-# What providers say, in our words (lower case, with underscores).
-STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
-    "queued": "queued queuing in_queue pending waiting starting submitted created not_start not_started "
-              "throttled scheduled",
-    "running": "running processing in_progress generating dreaming active started",
-    "succeeded": "succeeded success successful completed complete done finished ok true",
-    "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
-    "canceled": "canceled cancelled aborted interrupted deleted",
-}.items() for word in words.split()}  # fmt: skip
-VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
-MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
-HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
-SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 
 
 def expand(text: str, values: Values) -> str:
@@ -780,9 +760,10 @@ def loads(text: bytes | str) -> Any:
     return None
 
 
-def holds(check: Check, body: Any) -> bool:
-    found = find(body, [check.path])
-    return found in check.equals if check.equals else found is not None
+def checked(checks: Checks, body: Any) -> list[bool]:
+    """Of each check, whether it holds."""
+    found = {path: find(body, [path]) for path in checks}
+    return [found[path] in those if those else found[path] is not None for path, those in checks.items()]
 
 
 def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
@@ -791,9 +772,8 @@ def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
     These words, and what else was said, tell whether it was for its content."""
     parts = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
              for paths in (template.error_code, template.error_message)]  # fmt: skip
-    words = ": ".join(itertools.chain(*parts))
-    line = " ".join("".join(char if char.isprintable() else " " for char in words).split())[:300]
-    error = line or otherwise
+    text = ": ".join(itertools.chain(*parts))
+    error = " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300] or otherwise
     return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
 
 
@@ -804,7 +784,7 @@ def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
         return None
     word = re.sub(r"[-\s]", "_", str(said)).lower()
     state = template.states.get(str(said)) or STATES.get(word, "running")
-    if any(holds(check, body) for check in template.fail_if):
+    if any(checked(template.fail_if, body)):
         state = "failed"
     if state in ("failed", "canceled"):
         return failed(template, body, f"The provider says {said}.", said=str(said), state=state)
@@ -835,13 +815,10 @@ def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Itera
         headers.get(prefix + name, "") for name in ("id", "timestamp", "signature", "request-id", "user-id"))
     if not at.isdecimal() or len(at) > 11 or abs(now // SECOND - int(at)) > SIGNED_FOR:
         return False
-    match kind:
-        case "standard":  # https://www.standardwebhooks.com
-            message = f"{id}.{at}.".encode() + body
-        case "kie":  # which does not sign the body
-            message = f"{find(loads(body), ['data.taskId', 'data.task_id'])}.{at}".encode()
-        case _:
-            message = "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()
+    message = {
+        "standard": f"{id}.{at}.".encode() + body,  # https://www.standardwebhooks.com
+        "kie": f"{find(loads(body), ['data.taskId', 'data.task_id'])}.{at}".encode(),  # not the body
+        "fal": "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()}[kind]  # fmt: skip
     signed = signed_ed25519 if kind == "fal" else signed_hmac
     return any(signed(message, given, key) for key in keys)
 
@@ -874,13 +851,6 @@ def placeholders(tree: Any) -> Iterator[str]:
         case dict() | list():
             for part in tree.values() if isinstance(tree, dict) else tree:
                 yield from placeholders(part)
-
-
-# What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
-VALUES = (
-    "", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
-    "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded", "callback_url",
-)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------
@@ -2795,9 +2765,10 @@ class HttpProvider(Provider):
                  settings: Settings, storage: Storage, secret: str, clock: Callable[[], float]) -> None:
         self.template, self.poll_s, self.repeatable = template, template.poll_s, template.own_id
         self.known_as = {model.id: model.upstream.get(template.name) for model in models}
-        self.settings, self.storage, self.secret, self.clock = settings, storage, secret, clock
+        self.settings, self.storage, self.secret = settings, storage, secret
+        self.now: Callable[[], int] = lambda: int(clock() * SECOND)
         key, callback_key = (
-            (name and read_variable(environ, name)) or "" for name in (template.key, template.callback_key))
+            read_variable(environ, name) or "" for name in (template.key, template.callback_key))
         self.ready = bool(key or not template.key)
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
         self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
@@ -2912,14 +2883,14 @@ class HttpProvider(Provider):
     async def is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
         """Whether the provider itself sent a callback.  Without a secret our token has to be enough.  Secrets
         that it tells are kept for a day; an unknown signature fetches them again, once a minute at most."""
-        template, age = self.template, self.clock() - self.keys_at
+        template, age = self.template, self.now() - self.keys_at
         if template.callback == "none" or not (self.keys or template.secrets_url):
             return True
         right = functools.partial(is_signed_by, template.callback, headers, body, now=self.now())
-        if age >= 86_400 or (age >= 60 and not right(self.keys)):
+        if age >= DAY or (age >= MINUTE and not right(self.keys)):
             asked = self.client.build_request("GET", template.secrets_url)
             _, found = await exchange(self.client, asked, within_s=10)
-            self.keys, self.keys_at = [*map(str, find_all(found, template.secrets_at))], self.clock()
+            self.keys, self.keys_at = [*map(str, find_all(found, template.secrets_at))], self.now()
         return right(self.keys)
 
     def adopt(self, body: bytes) -> str | None:
@@ -2931,9 +2902,6 @@ class HttpProvider(Provider):
         """For the operator."""
         where, key = self.template.base_url, self.template.key
         return f"ready, at {where}" if self.ready else f"not used: {key} is not set"
-
-    def now(self) -> int:
-        return int(self.clock() * 1000)
 
     def request(self, call: Call, values: Values) -> httpx.Request:
         """A call with its values in place.  An address that the provider gave has to be its own host's."""
@@ -2949,20 +2917,22 @@ class HttpProvider(Provider):
     async def ask(self, request: httpx.Request) -> tuple[httpx.Response, Any]:
         """The answer, and its JSON.  Where the status is fine and the body is not, the body's code counts."""
         answer, body = await exchange(self.client, request, within_s=self.template.call_s)
-        ok = self.template.ok
-        if answer.is_success and ok and not holds(ok, body):
-            said = find(body, [ok.path])
+        if answer.is_success and not all(checked(self.template.ok, body)):
+            said = find(body, self.template.ok)
             answer.status_code = said if isinstance(said, int) and said >= 300 else 400
         return answer, body
 
     async def values(self, job: Job, upstream: Upstream) -> dict[str, Any]:
         """What a template may ask for."""
         width, height = frame_size(job.aspect_ratio, job.quality)
+        ours, name = self.settings.public_url, self.template.name  # without an address nobody can call back
+        token = callback_token(self.secret, name, job.id, job.attempt)
+        back = f"{ours}/api/v1/video/callback/{name}?job={job.id}&attempt={job.attempt}&token={token}"
         values = {
             "model": (job.images and upstream.image_model) or upstream.model, "prompt": job.prompt,
             "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
             "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
-            "seed": job.seed, "uuid": job.id, "callback_url": self.callback_url(job),
+            "seed": job.seed, "uuid": job.id, "callback_url": ours and back,
         }  # fmt: skip
         for key in job.images:  # one at most
             values |= await self.image_values(key)
@@ -2982,12 +2952,6 @@ class HttpProvider(Provider):
         return {"image": url, "images": [url], "image_file": (key.rpartition("/")[2], content),
                 "image_base64": text, "image_type": type}  # fmt: skip
 
-    def callback_url(self, job: Job) -> str | None:
-        """Where the provider tells us that a job has news; none where it could not reach us."""
-        token = callback_token(self.secret, self.template.name, job.id, job.attempt)
-        path = f"/api/v1/video/callback/{self.template.name}?job={job.id}&attempt={job.attempt}&token={token}"
-        return self.settings.public_url + path if self.settings.public_url else None
-
 
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
     """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
@@ -2996,10 +2960,8 @@ def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
 
 def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """A body as multipart/form-data: files are (name, bytes); the rest is text, or JSON where it is none."""
-    return {"files": {
-        name: part if isinstance(part, tuple) else (None, part if isinstance(part, str) else as_json(part))
-        for name, part in body.items()
-    }}  # fmt: skip
+    parts = {name: part if isinstance(part, str | tuple) else as_json(part) for name, part in body.items()}
+    return {"files": {name: (None, part) if isinstance(part, str) else part for name, part in parts.items()}}
 
 
 def redact(body: Any) -> Any:
@@ -3014,13 +2976,13 @@ def redact(body: Any) -> Any:
 class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
 
-    repeatable = True
-    poll_s = 1.0
+    repeatable, poll_s = True, 1.0
     life = HOUR  # how long a render is kept, milliseconds
 
-    def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]]) -> None:
-        self.folder, self.read = folder.absolute(), read  # a relative path has no file: address
-        self.wake: Callable[[str], Coroutine[Any, Any, None]] | None = None  # told whose render has ended
+    def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]],
+                 wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
+        self.folder = folder.absolute()  # a relative path has no file: address
+        self.read, self.wake = read, wake  # an image; whoever waits for a render
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
         self.states: dict[str, Snapshot] = {}  # by ref, like the others
         self.loop = asyncio.get_running_loop()
@@ -3086,8 +3048,7 @@ class LocalProvider(Provider):
             log.exception("render of %s", id)
             end = Snapshot("failed", error=f"The preview could not be rendered: {type(bad).__name__}.")
         self.states[ref] = end
-        if self.wake:
-            asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
+        asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
 
 
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
@@ -3252,6 +3213,14 @@ def sign_return(query: str, key: str) -> str:
 # 16  App
 # ---------------------------------------------------------------------------
 
+FAILURES_MAX, BREAK = 5, MINUTE
+STORES_AT_ONCE = 64  # results that are being fetched: each takes memory
+HASHES_WAITING_MAX = 50
+# OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
+HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+# No password has this one: whoever does not exist is refused after as long as whoever does.
+NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
+
 
 class AlreadyRunning(Refused):
     """Another server has the data folder; in its lock stands where that listens."""
@@ -3273,10 +3242,6 @@ class Breaker:
         self.until_at = now + BREAK
 
 
-FAILURES_MAX, BREAK = 5, MINUTE
-STORES_AT_ONCE = 64  # results that are being fetched: each takes memory
-
-
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
 
@@ -3284,8 +3249,7 @@ class App:
                  providers: Mapping[str, Provider], creem: Creem | Sandbox | None,
                  clock: Callable[[], float]) -> None:  # fmt: skip
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
-        self.creem = creem
-        self.providers, self.secret, self.clock = providers, secret, clock
+        self.secret, self.providers, self.creem, self.clock = secret, providers, creem, clock
         self.shop = Shop(catalogue, settings.upgrade_policy, settings.env == "production")
         self.temporary = Path(settings.data) / "temporary"
         self.work_to_do, self.stopping = asyncio.Event(), asyncio.Event()
@@ -3331,13 +3295,6 @@ class App:
             return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
 
 
-HASHES_WAITING_MAX = 50
-# OWASP's second choice for argon2id: 19 MiB, two passes (ASVS 5.0, appendix C).
-HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-# No password has this one: whoever does not exist is refused after as long as whoever does.
-NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
-
-
 @contextlib.contextmanager
 def own(data: Path, settings: Settings) -> Iterator[None]:
     """Make the folders, keep a second server off them, and tell the command line where this one listens."""
@@ -3377,20 +3334,43 @@ def read_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
-def catalogue_path(settings: Settings) -> Path:
-    own = Path(settings.data) / "catalog.toml"
-    return Path(settings.catalog) if settings.catalog else own if own.exists() else FILES / "catalog.toml"
-
-
-async def prepare_administrator(app: App) -> None:
-    """Make the administrator that the settings name, or a one-time token to make one."""
-    if email := app.settings.admin_email:
-        password_hash = await app.hash(HASHER.hash, app.settings.admin_password)
-        with contextlib.suppress(EmailTaken):
-            await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
-                            rules=app.catalogue.credits)  # fmt: skip
-    if not (await app.db.read(find_operator)).user_id:
-        app.set_up_token = secrets.token_urlsafe(24)
+@contextlib.asynccontextmanager
+async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
+                   providers: Mapping[str, Provider] | None = None, environ: Mapping[str, str] = os.environ,
+                   ) -> AsyncIterator[App]:  # fmt: skip
+    """All that runs, but for the work.  Raises Refused, AlreadyRunning.  After the star: for tests."""
+    data = Path(settings.data)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(own(data, settings))
+        secret = read_secret(data / "secret")
+        kept_here = FolderStorage(data / "media", secret, settings.link_minutes)
+        storage = BucketStorage(settings) if settings.s3_endpoint else kept_here
+        local = LocalProvider(data / "renders", storage.read, lambda job: app.write(hear_callback, id=job))
+        providers, on_sale = {"local": local, **(providers or {})}, data / "catalog.toml"
+        path = settings.catalog or (on_sale if on_sale.exists() else FILES / "catalog.toml")
+        catalogue = read_catalogue(Path(path), set(providers))
+        for template in catalogue.providers:
+            providers[template.name] = outside = HttpProvider(
+                template, environ, catalogue.models, settings, storage, secret, clock)  # fmt: skip
+            stack.push_async_callback(outside.close)
+        ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
+        catalogue = with_providers(catalogue, ready)
+        db = await stack.enter_async_context(Database.open(data / "videofly.db"))
+        stack.push_async_callback(local.close)
+        acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
+        creem = Creem(settings) if settings.creem_api_key else None if settings.env == "production" else acted
+        if isinstance(creem, Creem):
+            stack.push_async_callback(creem.close)
+        app = App(settings, catalogue, db, storage, secret, providers, creem, clock)
+        stack.callback(app.hashers.shutdown)
+        if email := settings.admin_email:
+            password_hash = await app.hash(HASHER.hash, settings.admin_password)
+            with contextlib.suppress(EmailTaken):
+                await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
+                                rules=catalogue.credits)  # fmt: skip
+        if not (await db.read(find_operator)).user_id:
+            app.set_up_token = secrets.token_urlsafe(24)
+        yield app
 
 
 # ---------------------------------------------------------------------------
@@ -3709,49 +3689,7 @@ async def working(app: App) -> AsyncIterator[None]:
 
 
 # ---------------------------------------------------------------------------
-# 18  Start
-# ---------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time, work: bool = True,
-                   providers: Mapping[str, Provider] | None = None, environ: Mapping[str, str] = os.environ,
-                   ) -> AsyncIterator[App]:  # fmt: skip
-    """Everything that runs.  Raises Refused, AlreadyRunning.  The arguments after the star are for tests."""
-    data = Path(settings.data)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(own(data, settings))
-        secret = read_secret(data / "secret")
-        kept_here = FolderStorage(data / "media", secret, settings.link_minutes)
-        storage = BucketStorage(settings) if settings.s3_endpoint else kept_here
-        local = LocalProvider(data / "renders", storage.read)
-        providers = {"local": local, **(providers or {})}
-        catalogue = read_catalogue(catalogue_path(settings), set(providers))
-        for template in catalogue.providers:
-            providers[template.name] = outside = HttpProvider(
-                template, environ, catalogue.models, settings, storage, secret, clock)  # fmt: skip
-            stack.push_async_callback(outside.close)
-        ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
-        catalogue = with_providers(catalogue, ready)
-        db = await stack.enter_async_context(Database.open(data / "videofly.db"))
-        stack.push_async_callback(local.close)
-        creem: Creem | Sandbox | None = None
-        if settings.creem_api_key:
-            creem = Creem(settings)
-            stack.push_async_callback(creem.close)
-        elif settings.env != "production":
-            creem = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
-        app = App(settings, catalogue, db, storage, secret, providers, creem, clock)
-        local.wake = lambda video_id: app.write(hear_callback, id=video_id)
-        stack.callback(app.hashers.shutdown)
-        await prepare_administrator(app)
-        if work:
-            await stack.enter_async_context(working(app))
-        yield app
-
-
-# ---------------------------------------------------------------------------
-# 19  HTTP
+# 18  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, whose parameters say
 # what is asked for; the others are handlers: they parse, call one function, and answer.  Where signed_in or
@@ -4710,49 +4648,22 @@ def http(app: App) -> Litestar:
 
 
 # ---------------------------------------------------------------------------
-# 20  Command line
+# 19  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
 
-FIRST_START = """\
-VideoFly is at {url}
-
-Nobody has an account yet. Make yours (this link works once):
-
-  {url}/set-up#{token}
-
-or paste this line into a terminal, with your address, to get a key and a first video:
-
-  KEY=$(curl -fsS {url}/api/auth/set-up -H 'Content-Type: application/json' -H 'Accept: text/plain' \
--d '{{"token":"{token}","email":"you@example.com"}}') && echo "Your API key: $KEY" && \
-curl -fsS {url}/api/v1/video/generate -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
--H 'Prefer: wait=60' -d '{{"model":"preview","prompt":"a red fox over snow"}}'
-"""
+FIRST_START = (STATIC / "first-start.txt").read_text().replace("\\\n", "")
 
 
 class Server(uvicorn.Server):
-    """Says how to begin once it listens, and lets streams end when it is told to stop."""
+    """Lets streams end when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, app: App) -> None:
-        super().__init__(config)
-        self.app = app
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            click.echo(greeting(self.app))
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: Any) -> None:
         # Not uvicorn's own, which raises the signal once more at its end, before the app is closed.
-        self.app.stop()
+        cast(Litestar, self.config.app).opt["parts"].stop()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
-
-
-def greeting(app: App) -> str:
-    url, token = app.settings.public_url or local_url(app.settings), app.set_up_token
-    return FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}"
 
 
 async def serve_until_stopped(settings: Settings) -> None:
@@ -4764,11 +4675,13 @@ async def serve_until_stopped(settings: Settings) -> None:
         reason = str(error.strerror).partition(" (while")[0]
         raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
     with listener:
-        async with open_app(settings) as app:
+        async with open_app(settings) as app, working(app):
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
-            await Server(config, app).serve([listener])
+            url, token = settings.public_url or local_url(settings), app.set_up_token
+            click.echo(FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}")
+            await Server(config).serve([listener])
 
 
 async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
@@ -4779,6 +4692,7 @@ async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Aw
         if not server:
             try:
                 app = await stack.enter_async_context(open_app(settings))
+                await stack.enter_async_context(working(app))
                 transport, base = httpx.ASGITransport(cast(Any, http(app))), "http://videofly.local"
             except AlreadyRunning:
                 base = (Path(settings.data) / "lock").read_text().strip()
@@ -4801,15 +4715,11 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
 
 
 def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: str) -> T:
-    """Run a command; what it was refused is one line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("apscheduler", "httpx", "uvicorn.error", "libav"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    """Run a command; of what it was refused click makes one line."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
     os.umask(0o077)
-    try:
-        return uvloop.run(work(read_settings(os.environ | environ), *args))
-    except Refused as refusal:
-        raise click.ClickException(str(refusal)) from None
+    return uvloop.run(work(read_settings(os.environ | environ), *args))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
@@ -4890,14 +4800,13 @@ async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path)
     """Order a video, show how it comes along, and fetch it."""
     client.headers["Idempotency-Key"] = secrets.token_hex(16)  # a line that breaks orders nothing twice
     id = (await ask(client, "POST /api/v1/video/generate", **wish))["videoUuid"]
-    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bars:
-        bar = bars.add_task(wish["prompt"][:40], total=100)
+    with click.progressbar(length=100, label=wish["prompt"][:40], file=sys.stderr) as bar:
         while (now := await ask(client, f"GET /api/v1/video/{id}/status"))["status"] != "COMPLETED":
-            bars.update(bar, completed=now["progress"])
+            bar.update(now["progress"] - bar.pos)
             if now["status"] == "FAILED":
                 raise click.ClickException("{code}: {message} Nothing was charged.".format_map(now["error"]))
             await asyncio.sleep(0.3)
-        bars.update(bar, completed=100)
+        bar.update(100 - bar.pos)
     await fetch_video(client, now["videoUrl"], out)
 
 

@@ -59,7 +59,7 @@ async def serve_videofly(port, keys_file):
     """The server with a thousand people, each with a key and credits to spare."""
     with tempfile.TemporaryDirectory() as folder:
         settings = v.Settings(data=folder, port=port, video_max_concurrent=100_000)
-        async with v.open_app(settings, work=False) as app:
+        async with v.open_app(settings) as app:
             keys = await asyncio.gather(*[a_person(app, n) for n in range(PEOPLE)])
             Path(keys_file).write_text(json.dumps(keys))
             await serve(v.http(app), port)

@@ -169,7 +169,7 @@ def settings(tmp_path):
 @pytest.fixture
 async def app(settings, clock, provider):
     """The running parts, but the worker stands still: a test calls work()."""
-    async with v.open_app(settings, clock=clock, work=False, providers={"scripted": provider}) as app:
+    async with v.open_app(settings, clock=clock, providers={"scripted": provider}) as app:
         yield app
 
 

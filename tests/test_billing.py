@@ -216,7 +216,7 @@ async def test_a_cancelled_subscription_ends_where_it_would_have_been_renewed(cl
 
 async def test_with_immediate_an_upgrade_brings_the_difference_at_once(settings, clock, provider):
     settings = with_settings(settings, upgrade_policy="immediate")
-    async with v.open_app(settings, clock=clock, work=False, providers={"scripted": provider}) as app:
+    async with v.open_app(settings, clock=clock, providers={"scripted": provider}) as app:
         ada = await person(app, "ada@example.com")
         async with client_of(app, **ada.headers) as client:
             await buy(client, "pro")
@@ -303,7 +303,7 @@ async def test_the_same_key_makes_one_checkout(app, client, ada):
 
 async def test_nothing_is_sold_in_production_without_a_key(settings, clock, provider):
     settings = with_settings(settings, env="production", creem_webhook_secret=SECRET)
-    async with v.open_app(settings, clock=clock, work=False, providers={"scripted": provider}) as app:
+    async with v.open_app(settings, clock=clock, providers={"scripted": provider}) as app:
         ada = await person(app, "ada@example.com")
         async with client_of(app, **ada.headers) as client:
             for line in ("billing/checkout", "billing/portal", "billing/subscription/resume"):
@@ -317,7 +317,7 @@ async def test_nothing_is_sold_in_production_without_a_key(settings, clock, prov
 @contextlib.asynccontextmanager
 async def opened(settings, clock, provider, **changes):
     changes = {"creem_api_key": "creem_test_x", "creem_webhook_secret": SECRET} | changes
-    async with v.open_app(with_settings(settings, **changes), clock=clock, work=False,
+    async with v.open_app(with_settings(settings, **changes), clock=clock,
                           providers={"scripted": provider}) as app, client_of(app) as client:  # fmt: skip
         yield app, client
 

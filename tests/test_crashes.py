@@ -167,7 +167,7 @@ class World:
         data, catalog = str(self.folder / "data"), str(self.folder / "catalog.toml")
         settings = v.Settings(data=data, catalog=catalog, **self.settings)
         providers = {"scripted": self.provider}
-        async with v.open_app(settings, clock=self.clock, work=False, providers=providers) as app:
+        async with v.open_app(settings, clock=self.clock, providers=providers) as app:
             if self.wires:
                 app.storage = WiredStorage(app.storage, self.wires)
             http.opt["parts"] = app

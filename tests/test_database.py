@@ -360,13 +360,13 @@ async def test_a_new_database_is_made_whole_and_needs_no_copy(path):
 
 async def test_a_second_server_on_the_folder_is_refused(tmp_path):
     settings = v.Settings(data=str(tmp_path / "data"))
-    async with v.open_app(settings, work=False) as app:
+    async with v.open_app(settings) as app:
         with pytest.raises(v.AlreadyRunning) as refused:
-            async with v.open_app(settings, work=False):
+            async with v.open_app(settings):
                 pass
         assert str(refused.value).endswith("http://127.0.0.1:8000")
         await app.db.write(add, id="usr_a")
-    async with v.open_app(settings, work=False) as app:
+    async with v.open_app(settings) as app:
         assert await app.db.read(ids) == {"usr_a"}
 
 

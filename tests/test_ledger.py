@@ -25,6 +25,11 @@ RUNNING_MAX = 6
 ENDED = ("COMPLETED", "FAILED")
 
 
+def problem_of(outcome):
+    """What kind of exception a transaction came to."""
+    return type(outcome) if isinstance(outcome, BaseException) else None
+
+
 @dataclass(eq=False)
 class Package:
     owner: str
@@ -203,8 +208,8 @@ class Ledger(RuleBasedStateMachine):
 
     def do(self, fn, refusal=None, **words):
         """The result of one transaction, which must end as the model says."""
-        [(result, problem)], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
-        assert type(problem) is (refusal or type(None)), problem
+        [result], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
+        assert problem_of(result) is refusal, result
         return result
 
     def job(self, id):
@@ -250,9 +255,9 @@ class Ledger(RuleBasedStateMachine):
             acts.append(self.order_act(who, f"{self.n:036}", credits, key, once[-1]))
         outcomes, _ = v.commit(self.db, acts)
         taken = []
-        for credits, once_, act, (answer, problem) in zip(prices, once, acts, outcomes, strict=True):
-            assert type(problem) is (self.model.refusal(who, credits, key) or type(None)), problem
-            if problem is None:
+        for credits, once_, act, answer in zip(prices, once, acts, outcomes, strict=True):
+            assert problem_of(answer) is self.model.refusal(who, credits, key), answer
+            if not problem_of(answer):
                 id = act.keywords["act"].keywords["id"]
                 hold = self.model.freeze(who, credits, key)
                 self.model.videos[id] = Video(who, id, credits, hold, once_, answer)
@@ -335,8 +340,7 @@ class Ledger(RuleBasedStateMachine):
         """The same order again is the same video.  What has ended does not end again, nor the other way."""
         video = self.model.videos[job.id]
         act = self.order_act(video.owner, "x" * 36, 1, None, video.once)
-        [(answer, problem)], _ = v.commit(self.db, [act])
-        assert (answer, problem) == (video.answer, None)
+        assert v.commit(self.db, [act])[0] == [video.answer]
         if video.hold.state != "frozen":
             assert self.do(resolve, video_id=job.id) is False
 

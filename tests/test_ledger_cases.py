@@ -145,14 +145,16 @@ class Ledger:
         """)
 
     def do(self, fn, **words):
-        [(result, problem)], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
-        assert problem is None or isinstance(problem, v.Problem), problem
+        [result], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
         match result:
             case bool():
                 return "yes" if result else "no"
             case int():
                 return str(result)
-        return type(problem).__name__ if problem else "ok"
+            case v.Problem():
+                return type(result).__name__
+        assert not isinstance(result, BaseException), result
+        return "ok"
 
     def happens(self, event):
         """What one event of the table comes to."""

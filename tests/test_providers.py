@@ -171,7 +171,7 @@ async def placed(folder, upstream, text, credits=100):
                           public_url="http://us.test")  # fmt: skip
     environ = {"THERE_KEY": upstream.key, "REPLICATE_WEBHOOK_SECRET": upstream.secret,
                "KIE_WEBHOOK_SECRET": upstream.kie_secret}  # fmt: skip
-    async with v.open_app(settings, clock=upstream.clock, work=False, environ=environ) as app:
+    async with v.open_app(settings, clock=upstream.clock, environ=environ) as app:
         ada = await person(app, "ada@example.com", credits=credits)
         async with client_of(app, **ada.headers) as client:
             place = Place(upstream, app, client)
@@ -1040,14 +1040,14 @@ async def test_an_address_that_is_none_stops_the_start_with_one_line(tmp_path, a
     (tmp_path / "catalog.toml").write_text(text)
     settings = v.Settings(data=str(tmp_path / "data"), catalog=str(tmp_path / "catalog.toml"))
     with pytest.raises(v.Refused, match=r"^provider mine: base_url: [^\n]+$"):
-        async with v.open_app(settings, work=False):
+        async with v.open_app(settings):
             raise AssertionError("it started")
 
 
 async def test_a_model_is_offered_when_the_key_of_a_provider_is_there(tmp_path):
     for environ, offered in [({}, {"preview"}), ({"FAL_KEY": "x"}, {"preview", "kling-2-master"})]:
         settings = v.Settings(data=str(tmp_path / str(len(environ))))
-        async with v.open_app(settings, work=False, environ=environ) as app, client_of(app) as client:
+        async with v.open_app(settings, environ=environ) as app, client_of(app) as client:
             found = (await client.get("/api/v1/config/models")).json()["data"]["models"]
             assert {model["id"] for model in found} == offered
 

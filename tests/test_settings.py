@@ -201,12 +201,19 @@ def test_a_catalogue_that_cannot_be_read_is_refused(tmp_path):
     assert str(tmp_path) in refusal(read, tmp_path, b"\xff\xfe\x00")
 
 
-def test_the_catalogue_in_the_data_folder_goes_before_the_built_in_one(tmp_path):
-    settings = v.Settings(data=str(tmp_path))
-    assert v.catalogue_path(settings) == v.FILES / "catalog.toml"
-    (tmp_path / "catalog.toml").write_text(CATALOG)
-    assert v.catalogue_path(settings) == tmp_path / "catalog.toml"
-    assert v.catalogue_path(v.Settings(data=str(tmp_path), catalog="/etc/x.toml")).name == "x.toml"
+@pytest.mark.anyio
+async def test_the_catalogue_in_the_data_folder_goes_before_the_built_in_one(tmp_path):
+    async def version(**named):
+        settings = v.Settings(data=str(tmp_path), **named)
+        async with v.open_app(settings, providers={"scripted": None}) as app:
+            return app.catalogue.version
+
+    built_in, own, named = (v.FILES / "catalog.toml").read_text(), CATALOG + "#", CATALOG + "##"
+    assert await version() == v.digest(built_in)[:12]
+    (tmp_path / "catalog.toml").write_text(own)
+    assert await version() == v.digest(own)[:12]
+    (tmp_path / "named.toml").write_text(named)
+    assert await version(catalog=str(tmp_path / "named.toml")) == v.digest(named)[:12]
 
 
 # --- prices

@@ -203,7 +203,7 @@ def bucket(settings, bucket_settings):
 
 
 def opened(settings, clock, provider):
-    return v.open_app(settings, clock=clock, work=False, providers={"scripted": provider})
+    return v.open_app(settings, clock=clock, providers={"scripted": provider})
 
 
 async def plain_get(link, **headers):
@@ -259,6 +259,7 @@ async def test_the_whole_product_on_a_bucket(bucket, s3):
     """With nothing told: the real worker, the real clock, the real renderer, an image to start from."""
     async with (
         v.open_app(bucket, providers={"scripted": ScriptedProvider()}) as app,
+        v.working(app),
         client_of(app) as client,
     ):
         ada = await person(app, "ada@example.com", credits=100)
@@ -475,6 +476,7 @@ def make_room(disk):
 async def test_what_was_ordered_before_the_disk_was_full_is_made_when_there_is_room(small_disk, size):
     async with (
         v.open_app(small_disk, providers={"scripted": ScriptedProvider()}) as app,
+        v.working(app),
         client_of(app) as client,
     ):
         client.headers.update((await person(app, "ada@example.com", credits=10_000)).headers)

@@ -388,7 +388,7 @@ async def test_people_see_only_their_own(client, app, ada):
 async def test_the_data_folder_may_be_named_from_where_one_stands(tmp_path, settings, clock, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = v.msgspec.structs.replace(settings, data="here", catalog="catalog.toml")
-    async with v.open_app(here, clock=clock, work=False, providers={"scripted": None}) as app:
+    async with v.open_app(here, clock=clock, providers={"scripted": None}) as app:
         bob = await person(app, "bob@example.com", credits=10)
         async with client_of(app, **bob.headers) as client:
             video = await order(client, {"model": "preview", "prompt": "a fox", "duration": 1})
