@@ -114,16 +114,13 @@ UpgradePolicy = Literal["next_cycle", "immediate"]
 TOGETHER = (("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
             ("VIDEOFLY_ADMIN_EMAIL", "VIDEOFLY_ADMIN_PASSWORD"))  # all of them, or none
 
-
 def _(description: str, **limits: Any) -> msgspec.Meta:
     return msgspec.Meta(description=description, **limits)
-
 
 def variable(field: str) -> str:
     """The environment variable of a field of Settings; what has a name elsewhere keeps it."""
     known = field.startswith(("s3_", "video_", "creem_", "upgrade_"))
     return field.upper() if known else f"VIDEOFLY_{field.upper()}"
-
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     """What the operator decides.  Read once, at start."""
@@ -152,10 +149,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
     s3_public_url: Annotated[str, _("S3 server as people reach it, if another", pattern=SERVER)] = ""
 
-
 class Refused(click.ClickException):
     """The program cannot start as it was told to; the text is one line for the operator."""
-
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from the environment.  Raises Refused with the variable's name and the reason."""
@@ -178,7 +173,6 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
 
-
 def read_variable(environ: Mapping[str, str], name: str) -> str | None:
     """What a variable holds, or the file that <NAME>_FILE names; None without either.  Raises Refused."""
     in_file = f"{name}_FILE"
@@ -191,13 +185,11 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{in_file}: {error}") from None
 
-
 # ---------------------------------------------------------------------------
 # 2  Errors
 # ---------------------------------------------------------------------------
 # A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
 # that is raised is a bug and answers E5007 with the id under which it was logged.
-
 
 class Problem(Exception):
     status: ClassVar[int]
@@ -209,7 +201,6 @@ class Problem(Exception):
     def __init__(self, message: str | None = None, **details: Any) -> None:
         self.message, self.details = message or str(self.__doc__), details
         super().__init__(self.message)
-
 
 # fmt: off
 class InsufficientCredits(Problem, n=402, code="E4001"):  """Not enough credits."""
@@ -254,7 +245,6 @@ class Bug(Problem, n=500, code="E5007"):                  """Something went wron
 class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not set up here."""
 # fmt: on
 
-
 # ---------------------------------------------------------------------------
 # 3  Database
 # ---------------------------------------------------------------------------
@@ -284,13 +274,11 @@ PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
 WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
                     PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;"""
 
-
 class Thread(aiosqlite.Connection):
     """A connection that runs whole functions, not only statements, on its thread."""
 
     async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         return cast(T, await self._execute(fn, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
-
 
 class Database:
     """One connection that writes, in groups, and some that only read."""
@@ -353,7 +341,6 @@ class Database:
             # Not here: should it fail, whoever waits for the next commit must not wait for ever.
             asyncio.get_running_loop().call_soon(self.on_news, news)
 
-
 def commit(db: Db, acts: list[Act]) -> tuple[list[Any], set[str]]:
     """Run the acts in one transaction, and say what each returned or raised, and which users have new events.
     When one of the acts, or SQLite, fails half-way: each in its own."""
@@ -370,7 +357,6 @@ def commit(db: Db, acts: list[Act]) -> tuple[list[Any], set[str]]:
         alone = [commit(db, [act]) for act in acts]
         return [outcome for (outcome,), _ in alone], set().union(*(news for _, news in alone))
 
-
 def attempt(db: Db, act: Act) -> Any:
     """Most acts are refused before they write anything; then there is nothing to undo.  Else raises."""
     written = db.total_changes
@@ -380,7 +366,6 @@ def attempt(db: Db, act: Act) -> Any:
         if db.total_changes != written or isinstance(failure, sqlite3.Error):
             raise
         return failure
-
 
 def connect(path: Path | str, mode: str = "rwc") -> Db:
     """Raises Refused, and leaves the file as it is, when that is not one of ours."""
@@ -398,7 +383,6 @@ def connect(path: Path | str, mode: str = "rwc") -> Db:
         undo.pop_all()
         return db
 
-
 def migrate(db: Db, path: Path | None = None) -> None:
     """Bring a file to the shape that schema.sql has, after a copy of it was taken beside it."""
     schema = (FILES / "schema.sql").read_text()
@@ -415,7 +399,6 @@ def migrate(db: Db, path: Path | None = None) -> None:
                 copy.unlink(missing_ok=True)
                 db.execute("VACUUM INTO ?", [str(copy)])
             reshape(db, model, newest)
-
 
 def reshape(db: Db, model: Db, version: int) -> None:
     """Make every table, index, trigger and view what it is in the model.  Rows stay: columns of the same name
@@ -448,10 +431,8 @@ def reshape(db: Db, model: Db, version: int) -> None:
         db.execute(f"PRAGMA user_version = {version}")
     db.executescript("PRAGMA foreign_keys = ON; PRAGMA legacy_alter_table = OFF;")
 
-
 def columns(db: Db, table: str) -> list[str]:
     return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])]
-
 
 @functools.cache
 def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
@@ -463,10 +444,8 @@ def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
             for name, kind in kinds.items()
             if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}  # fmt: skip
 
-
 def moment(at: int) -> datetime:
     return datetime.fromtimestamp(at / 1000, UTC)
-
 
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names, or as typed dictionaries, which have them as
@@ -480,24 +459,19 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
         for (name, make), value in zip(makers, row, strict=True)
     }) for row in found.fetchall()]  # fmt: skip
 
-
 def select(as_: type[Any]) -> str:
     return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
-
 
 @functools.cache
 def camel_case(name: str) -> str:
     return re.sub("_([a-z])", lambda found: found[1].upper(), name)
 
-
 @functools.cache
 def snake_case(name: str) -> str:
     return re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name)
 
-
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
     return next(iter(many(db, as_, sql, **params)), None)
-
 
 def required(found: T | None, problem: Problem) -> T:
     """What was found, or the problem that it was not."""
@@ -505,17 +479,14 @@ def required(found: T | None, problem: Problem) -> T:
         raise problem
     return found
 
-
 def value(db: Db, sql: str, **params: Any) -> Any:
     """The first column of the first row, or None."""
     row = db.execute(sql, params).fetchone()
     return row[0] if row else None
 
-
 def run(db: Db, sql: str, **params: Any) -> int:
     """Carry out a statement and say how many rows it touched."""
     return db.execute(sql, params).rowcount
-
 
 def insert(db: Db, table: str, conflict: str = "", /, **row: Any) -> int | None:
     """Insert a row and return its number, if the table has such; None where a conflict kept it out."""
@@ -523,19 +494,15 @@ def insert(db: Db, table: str, conflict: str = "", /, **row: Any) -> int | None:
     inserted = db.execute(f"INSERT INTO {table} {values} {conflict}", row)
     return inserted.lastrowid if inserted.rowcount else None
 
-
 def as_json(data: Any) -> str:
     return msgspec.json.encode(data).decode()
-
 
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(10)}"
 
-
 def digest(secret: str) -> str:
     """What is kept of a secret that has 128 bits or more: looking it up needs no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
-
 
 def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, position: Any = Position,
            **params: Any) -> tuple[list[T], str | None]:  # fmt: skip
@@ -553,7 +520,6 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     last = next(iter(msgspec.to_builtins(rows[limit - 1]).values()))
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
-
 def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int,
            ) -> tuple[list[dict[str, Any]], str | None]:  # fmt: skip
     """A page of a view whose name begins with report_.  Raises NotFound, Invalid."""
@@ -569,7 +535,6 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after  # fmt: skip
-
 
 # ---------------------------------------------------------------------------
 # 4  Templates
@@ -603,10 +568,8 @@ VALUES = ("", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality
           "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded",
           "callback_url")  # fmt: skip
 
-
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
-
 
 class Call(Strict, frozen=True):
     """One request: where it goes and what it carries."""
@@ -618,7 +581,6 @@ class Call(Strict, frozen=True):
     body: dict[str, Any] = {}
     form: bool = False  # as multipart/form-data, not as JSON
     only: JobState | None = None  # made for a job that stands so, and for no other
-
 
 class Template(Strict, frozen=True, kw_only=True):
     """A provider as data.  Lists of paths: the first that finds something counts."""
@@ -674,7 +636,6 @@ class Template(Strict, frozen=True, kw_only=True):
         if not (self.results or self.content):
             raise ValueError("neither results nor content says where the result is")
 
-
 class Snapshot(msgspec.Struct, frozen=True):
     """How a job stands at its provider."""
 
@@ -686,12 +647,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     moderated: bool = False  # it failed because of what was asked for, not because of how it was made
     cost: float | None = None  # in whatever the provider counts
 
-
 def expand(text: str, values: Values) -> str:
     """An address with its values in place.  Raises KeyError for a name that has none."""
     return re.sub(r"\{(\+?)(\w+)\}", lambda found: str(values[found[2]]) if found[1] else
                   quote(str(values[found[2]]), safe=""), text)  # fmt: skip
-
 
 def fill(tree: Any, values: Values) -> Any:
     """A body with its values in place.  What comes to nothing is left out."""
@@ -705,12 +664,10 @@ def fill(tree: Any, values: Values) -> Any:
         case _:
             return tree
 
-
 def merged(body: Any, extra: Any) -> Any:
     """Two bodies as one: where both have a table, the tables too; else what is extra counts."""
     tables = isinstance(body, dict) and isinstance(extra, dict) and "$" not in {**body, **extra}
     return {**body, **{key: merged(body.get(key), part) for key, part in extra.items()}} if tables else extra
-
 
 def shape(value: Any, how: dict[Any, Any]) -> Any:
     """A value as a provider wants it.  Raises LookupError where its map has no word for it."""
@@ -727,7 +684,6 @@ def shape(value: Any, how: dict[Any, Any]) -> Any:
         value = {"str": str, "int": int, "float": float}[how["as"]](value)
     return f"{value}{how['suffix']}" if "suffix" in how else value
 
-
 def hits(value: Any, steps: list[str]) -> Iterator[Any]:
     """Everything that a path finds."""
     match steps, value:
@@ -743,15 +699,12 @@ def hits(value: Any, steps: list[str]) -> Iterator[Any]:
         case [step, *rest], list() if step.isdecimal() and int(step) < len(value):
             yield from hits(value[int(step)], rest)
 
-
 def find_all(body: Any, paths: Iterable[str]) -> Iterator[Any]:
     """What stands at some paths, first those of the first."""
     return (hit for path in paths for hit in hits(body, path.replace("|json", ".|json").split(".")))
 
-
 def find(body: Any, paths: Iterable[str]) -> Any:
     return next(find_all(body, paths), None)
-
 
 def loads(text: bytes | str) -> Any:
     """The JSON in it, or None."""
@@ -759,12 +712,10 @@ def loads(text: bytes | str) -> Any:
         return msgspec.json.decode(text)
     return None
 
-
 def checked(checks: Checks, body: Any) -> list[bool]:
     """Of each check, whether it holds."""
     found = {path: find(body, [path]) for path in checks}
     return [found[path] in those if those else found[path] is not None for path, those in checks.items()]
-
 
 def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
            state: Literal["failed", "canceled"] = "failed") -> Snapshot:  # fmt: skip
@@ -775,7 +726,6 @@ def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
     text = ": ".join(itertools.chain(*parts))
     error = " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300] or otherwise
     return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
-
 
 def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
     """How a job stands, from an answer; None where the answer does not say."""
@@ -792,13 +742,11 @@ def read_status(template: Template, body: Any, id: str) -> Snapshot | None:
     percent = round(part * template.progress_scale) if isinstance(part, int | float) else 0
     return Snapshot(state, min(max(percent, 0), 100))
 
-
 def find_result(template: Template, body: Any) -> str | None:
     """The address of the result, at one of its paths, or first in a list there."""
     found = find_all(body, [each for path in template.results for each in (path, f"{path}.*")])
     schemes = ("https://", "http://", "data:")
     return next((url for url in found if isinstance(url, str) and url.startswith(schemes)), None)
-
 
 def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
     """What describes the video among the files of an answer; a temporary one, if there is no other.  It is
@@ -806,7 +754,6 @@ def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
     found = [file for file in find_all(body, template.files) if isinstance(file, dict)
              and any(VIDEO_NAME.search(str(part)) for part in file.values())]  # fmt: skip
     return min(found, key=lambda file: "temp" in file.values(), default=None if template.files else {})
-
 
 def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
     """Whether one of the keys signed a callback, a short while ago."""
@@ -822,13 +769,11 @@ def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Itera
     signed = signed_ed25519 if kind == "fal" else signed_hmac
     return any(signed(message, given, key) for key in keys)
 
-
 def signed_hmac(message: bytes, given: str, secret: str) -> bool:
     """Whether one of the signatures given is right."""
     key = base64.b64decode(secret[6:] + "==") if secret.startswith("whsec_") else secret.encode()
     right = base64.b64encode(hmac.digest(key, message, "sha256"))
     return any(hmac.compare_digest(one.removeprefix("v1,").encode(), right) for one in given.split())
-
 
 def signed_ed25519(message: bytes, given: str, x: str) -> bool:
     """The same with a public key, of which x is the middle of its JWK."""
@@ -840,7 +785,6 @@ def signed_ed25519(message: bytes, given: str, x: str) -> bool:
         return True
     return False
 
-
 def placeholders(tree: Any) -> Iterator[str]:
     """The names of what a body asks for.  Raises ValueError where that is said in a way nobody knows."""
     match tree:
@@ -851,7 +795,6 @@ def placeholders(tree: Any) -> Iterator[str]:
         case dict() | list():
             for part in tree.values() if isinstance(tree, dict) else tree:
                 yield from placeholders(part)
-
 
 # ---------------------------------------------------------------------------
 # 5  Catalogue
@@ -868,11 +811,9 @@ Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description=
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
 
-
 class Price(Strict, frozen=True):
     base: Decimal
     per_second: Decimal
-
 
 class Upstream(Strict, frozen=True):
     """A model as a provider knows it."""
@@ -885,7 +826,6 @@ class Upstream(Strict, frozen=True):
     def __post_init__(self) -> None:
         if unknown := sorted(set(placeholders([self.body, self.image_body])) - set(VALUES)):
             raise ValueError(f"nothing gives {unknown[0]!r}")
-
 
 class Model(Strict, frozen=True):
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._/-]{0,99}$")]
@@ -901,7 +841,6 @@ class Model(Strict, frozen=True):
     minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] | None = None  # to make it; else as in the settings
     upstream: dict[str, Upstream] = {}  # by provider
 
-
 class Product(Strict, frozen=True, kw_only=True):
     id: Name
     name: Name
@@ -915,21 +854,17 @@ class Product(Strict, frozen=True, kw_only=True):
         """What Creem calls it."""
         return self.creem_id or self.id
 
-
 class Pack(Product, frozen=True):
     open_to: Literal["all", "subscribers"]
 
-
 class Plan(Product, frozen=True):
     interval: Literal["month", "year"]
-
 
 class CreditRules(Strict, frozen=True):
     gift: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
     gift_days: Days
     plan_days: Days
     pack_days: Days
-
 
 class Catalogue(Strict, frozen=True):
     credits: CreditRules
@@ -952,7 +887,6 @@ class Catalogue(Strict, frozen=True):
         """What has that id, here or at Creem."""
         return next((one for one in self.products if id and id in (one.id, one.at_creem)), None)
 
-
 def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
@@ -968,7 +902,6 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
         raise Refused(f"{path}: {key}: {reason}.")
     return msgspec.structs.replace(catalogue, version=digest(text)[:12])
 
-
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = tomllib.loads((FILES / "catalog.toml").read_text())["templates"] | file.pop("templates", {})
@@ -981,7 +914,6 @@ def with_templates(file: dict[str, Any]) -> dict[str, Any]:
 
     providers = file.get("providers", [])
     return file | {"providers": [whole(part) if isinstance(part, dict) else part for part in providers]}
-
 
 def with_files(tree: Any, folder: Path) -> Any:
     """The same, where {"$file" = name, bind = {path = value}} is the workflow in a file, as ComfyUI's API
@@ -996,7 +928,6 @@ def with_files(tree: Any, folder: Path) -> Any:
         case _:
             return tree
 
-
 def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
     nodes = workflow.values() if isinstance(workflow, dict) else [None]
     if not all(isinstance(node, dict) and "class_type" in node for node in nodes):
@@ -1008,7 +939,6 @@ def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
             raise ValueError(f"{name} has no {path}.")
         place[last] = value
     return workflow
-
 
 def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
     """What types cannot say: (key, reason)."""
@@ -1035,7 +965,6 @@ def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tupl
             if not 1 <= price(model, duration=duration, quality=quality) <= 1_000_000:
                 yield f"models[{n}].price", f"{duration} s in {quality} must cost 1 to 1000000 credits"
 
-
 def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
     """What can be offered with the providers that are ready."""
     return msgspec.structs.replace(catalogue, models=[
@@ -1043,17 +972,14 @@ def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
         for model in catalogue.models for able in [[name for name in model.providers if name in ready]]
     ])  # fmt: skip
 
-
 def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
     return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
-
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
 
     problems: ClassVar[dict[str, type[Problem]]] = {}
-
 
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
@@ -1072,7 +998,6 @@ class NewVideo(Input, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     max_credits: Credits | None = None
 
-
 class Order(msgspec.Struct, frozen=True):
     """A wish that the catalogue can meet, with its price: what a video is made from."""
 
@@ -1086,7 +1011,6 @@ class Order(msgspec.Struct, frozen=True):
     seed: int
     images: list[str]  # keys of uploads
     credits: int
-
 
 def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
     """What a wish comes to.  Raises the Problem that says what would be accepted."""
@@ -1103,13 +1027,11 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
         model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
         seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits)  # fmt: skip
 
-
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
         sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
         raise NewVideo.problems[field](sentence, field=field, offered=choices)
     return choices[0] if wanted is None else wanted
-
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
     if wish.image_url and wish.image_urls:
@@ -1121,7 +1043,6 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
         raise InvalidOption(f"{model.id} takes no image.", field="imageUrl")
     unknown = ImageRequired("imageUrl must be what POST /api/v1/upload returned.", field="imageUrl")
     return [required(UPLOAD_KEY.search(url), unknown)[0] for url in urls]
-
 
 # ---------------------------------------------------------------------------
 # 6  Ledger
@@ -1142,10 +1063,8 @@ HoldState = Literal["frozen", "settled", "released"]
 
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
 
-
 class Output(msgspec.Struct, frozen=True, rename="camel"):
     pass
-
 
 # What people are shown, with the names that they see.
 Draw = TypedDict("Draw", {"packageId": int, "credits": int, "expiresAt": datetime | None})  # from one package
@@ -1164,7 +1083,6 @@ History = TypedDict("History", {"transactions": list[Movement], "nextCursor": st
 Proof = TypedDict("Proof", {  # what a replay of so many transactions found
     "valid": bool, "transactions": int, "headId": int, "headHash": str, "faults": list[str]})
 
-
 def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
           expires_at: int | None, now: int, entitlement: str | None = None) -> bool:  # fmt: skip
     """Give credits, once per source, and take what is owed.  False: they were given before."""
@@ -1177,14 +1095,12 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
         refund_deduct(db, user_id=user_id, now=now)
     return bool(package_id)
 
-
 def spendable(db: Db, *, user_id: str, now: int, order: str = SOONEST_FIRST, first: str = "") -> list[Draw]:
     """The packages that can be drawn from, in the order in which they are."""
     return many(db, Draw, f"""
         SELECT id AS package_id, remaining AS credits, expires_at FROM credit_packages
         WHERE user_id = :user_id AND remaining > 0 AND {SPENDABLE} ORDER BY {order}
     """, user_id=user_id, now=now, first=first)  # noqa: S608
-
 
 def draw(packages: list[Draw], credits: int) -> list[Draw]:
     """How so many credits are taken from packages in that order.  Raises InsufficientCredits."""
@@ -1197,7 +1113,6 @@ def draw(packages: list[Draw], credits: int) -> list[Draw]:
             draws.append({**package, "credits": taken})
             credits -= taken
     return draws
-
 
 def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str | None, credits: int,
            catalog_version: str, now: int, note: str = "") -> None:  # fmt: skip
@@ -1213,16 +1128,13 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
         record(db, "freeze", "VIDEO_CONSUME", user_id, part["packageId"], part["credits"], now,
                hold_id=hold_id, note=note)  # fmt: skip
 
-
 def settle(db: Db, *, video_id: str, now: int) -> bool:
     """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
     return end_hold(db, "settled", "settle", "VIDEO_CONSUME", video_id=video_id, now=now)
 
-
 def release(db: Db, *, video_id: str, now: int) -> bool:
     """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
     return end_hold(db, "released", "release", "REFUND", video_id=video_id, now=now)
-
 
 def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, video_id: str, now: int) -> bool:
     """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
@@ -1248,7 +1160,6 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
                         " AND state = 'frozen'", state=state, now=now, id=video_id))  # fmt: skip
 
-
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
     """Take what remains in packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
@@ -1259,12 +1170,10 @@ def expire(db: Db, *, now: int, limit: int = 500) -> int:
         record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
     return len(due)
 
-
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
         record(db, "deduct", "SYSTEM_ADJUST", user_id, part["packageId"], part["credits"], now, note=note)
-
 
 def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[int, int]:
     """Take what the user owes since payments were paid back: from what such a payment bought (first), then
@@ -1276,7 +1185,6 @@ def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[i
         record(db, "refund", "REFUND", user_id, part["packageId"], part["credits"], now,
                note="Payment refunded")  # fmt: skip
     return deducted, owed - deducted
-
 
 def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
            *, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
@@ -1290,11 +1198,9 @@ def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: 
     marks = "?, " * len(row) + "?"
     db.execute(f"INSERT INTO credit_transactions VALUES ({marks})", (*row, chain(hash, row)))  # noqa: S608
 
-
 def chain(before: str, row: tuple[Any, ...]) -> str:
     """A journal row's hash: SHA-256 of the hash before it and of the row, without hash, as a JSON list."""
     return hashlib.sha256(before.encode() + msgspec.json.encode(row)).hexdigest()
-
 
 def balance(db: Db, *, user_id: str, now: int) -> Balance:
     return many(db, Balance, f"""
@@ -1307,13 +1213,11 @@ def balance(db: Db, *, user_id: str, now: int) -> Balance:
         FROM accounts u LEFT JOIN credit_packages p ON p.user_id = u.id WHERE u.id = :user_id GROUP BY u.id
     """, user_id=user_id, now=now, soon=now + 7 * DAY)[0]  # noqa: S608
 
-
 def list_packages(db: Db, *, user_id: str, cursor: str | None, limit: int) -> PackageList:
     """A user's packages, newest first."""
     sql = "FROM shown_packages WHERE user_id = :user_id AND id < :before"
     packages, after = newest(db, Package, sql, user_id=user_id, cursor=cursor, limit=limit)
     return {"packages": packages, "nextCursor": after}
-
 
 def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     """What changed a user's credits, newest first."""
@@ -1321,16 +1225,13 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     lines, after = newest(db, Movement, sql, user_id=user_id, cursor=cursor, limit=limit)
     return {"transactions": lines, "nextCursor": after}
 
-
 def proof(db: Db, *, user_id: str) -> Proof:
     """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
     return replay(db, "WHERE user_id = :user_id", user_id=user_id)
 
-
 def audit(db: Db) -> Proof:
     """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
     return replay(db, "")
-
 
 def replay(db: Db, where: str, **whose: str) -> Proof:
     remaining, count, faults = Counter[str](), 0, list[str]()
@@ -1352,7 +1253,6 @@ def replay(db: Db, where: str, **whose: str) -> Proof:
     return {"valid": not faults, "transactions": count, "headId": head_id, "headHash": head_hash,
             "faults": faults[:100]}  # fmt: skip
 
-
 # ---------------------------------------------------------------------------
 # 7  Accounts
 # ---------------------------------------------------------------------------
@@ -1365,7 +1265,6 @@ END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # these two are all
 TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-
 class Principal(msgspec.Struct, frozen=True):
     """Who is asking."""
 
@@ -1375,7 +1274,6 @@ class Principal(msgspec.Struct, frozen=True):
     until_at: int = 0  # then they are looked up again
     last_used_at: int | None = None
 
-
 User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment of theirs
     "id": str, "email": str, "isAdmin": bool, "hasPassword": bool, "plan": str | None, "isDisputed": bool,
     "createdAt": datetime})
@@ -1384,7 +1282,6 @@ ApiKey = TypedDict("ApiKey", {
     "expiresAt": datetime | None, "lastUsedAt": datetime | None})
 KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is shown once
 KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
-
 
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
              invite_digest: str | None = None) -> User:  # fmt: skip
@@ -1400,7 +1297,6 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
               expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
     return get_user(db, user_id=id)
 
-
 def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -> User:
     """Do what somebody is signed in by, and begin their session."""
     user = act(db)
@@ -1408,11 +1304,9 @@ def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -
            expires_at=now + SESSION_LIFE)  # fmt: skip
     return user
 
-
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     found = one(db, User, "FROM accounts WHERE id = :user_id OR email = :email", user_id=user_id, email=email)
     return required(found, NotFound(f"There is no account {email or user_id}."))
-
 
 def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
            password_hash: str | None = None) -> User:  # fmt: skip
@@ -1423,7 +1317,6 @@ def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: 
     if new_key:
         add_key(db, user_id=user["id"], wish=KeyWish("set-up"), new_key=new_key, now=now)
     return user
-
 
 def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
     """The account's id and password hash.  The attempt is counted before the password is looked at, so that
@@ -1437,7 +1330,6 @@ def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
 
-
 def forget_attempt(db: Db, *, account: str, address: str) -> None:
     """The password was right.  The address is given back one attempt, not all: signing in to one's own
     account must not buy guesses at others'."""
@@ -1446,12 +1338,10 @@ def forget_attempt(db: Db, *, account: str, address: str) -> None:
         OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
     """, account=account, address=address)
 
-
 def set_password(db: Db, *, email: str, password_hash: str) -> User:
     """Change the password, and by that sign out everywhere."""
     run(db, "UPDATE users SET password_hash = :hash WHERE email = :email", hash=password_hash, email=email)
     return get_user(db, email=email)
-
 
 def find_principal(db: Db, *, secret: str, now: int) -> Principal:
     """Whose session or API key that is.  Raises Unauthorized."""
@@ -1463,27 +1353,22 @@ def find_principal(db: Db, *, secret: str, now: int) -> Principal:
     reason = "is mistyped" if mistyped else "or session is not valid, or not any more"
     return required(found, Unauthorized(f"That API key {reason}."))
 
-
 def find_operator(db: Db) -> Principal:
     """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
     oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
     return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
-
 
 class KeyWish(Input, frozen=True):
     name: Annotated[Name, _("to tell it from others")] = "API key"
     credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
     days: Annotated[Days, _("it ends after so many days")] | None = None
 
-
 def api_key(body: str) -> str:
     """vf_, the body, and a checksum by which scanners and typing errors are told from keys."""
     return f"vf_{body}{binascii.crc32(body.encode()):08x}"
 
-
 def new_api_key() -> str:
     return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
-
 
 def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
             api_key_id: str | None = None) -> KeyMade:  # fmt: skip
@@ -1497,18 +1382,15 @@ def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
            credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
     return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
-
 def list_keys(db: Db, *, user_id: str) -> KeyList:
     sql = "FROM api_keys WHERE user_id = :id AND revoked_at IS NULL ORDER BY created_at DESC, id"
     return {"keys": many(db, ApiKey, sql, id=user_id)}
-
 
 def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     """End a key at once.  Raises NotFound."""
     sql = "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL"
     if not run(db, sql, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
-
 
 def forget_old(db: Db, *, now: int) -> None:
     """Delete what schema.sql says is deleted in time."""
@@ -1517,7 +1399,6 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
     run(db, "DELETE FROM events WHERE created_at <= :week_ago AND id < (SELECT max(id) FROM events)",
         week_ago=now - 7 * DAY)  # fmt: skip
-
 
 # ---------------------------------------------------------------------------
 # 8  Payments
@@ -1554,7 +1435,6 @@ TEXTS = {
 MOMENTS = {"period_start_at": "transaction.period_start subscription.current_period_start_date",
            "period_end_at": "transaction.period_end subscription.current_period_end_date"}  # fmt: skip
 
-
 class PaymentEvent(msgspec.Struct, frozen=True):
     """What was told, and what we made of it so far."""
 
@@ -1574,7 +1454,6 @@ class PaymentEvent(msgspec.Struct, frozen=True):
     promised: int | None
     entitlement: str | None
 
-
 class Shop(msgspec.Struct, frozen=True):
     """What the operator decided about selling."""
 
@@ -1582,15 +1461,12 @@ class Shop(msgspec.Struct, frozen=True):
     policy: UpgradePolicy
     only_real: bool  # payments of test mode count for nothing
 
-
 class Puzzle(Exception):
     """Nobody knows what follows from an event; the text tells the operator why."""
-
 
 Id = Annotated[str, msgspec.Meta(max_length=200)] | Annotated[int, msgspec.Meta(ge=0)]
 Cents = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Moment = datetime | Annotated[int, msgspec.Meta(ge=0)]  # ISO 8601, or milliseconds
-
 
 def first_of(kind: Any, facts: Any, paths: str) -> Any:
     """The first thing of a kind at one of the paths.  Amounts may be written as text."""
@@ -1599,14 +1475,11 @@ def first_of(kind: Any, facts: Any, paths: str) -> Any:
             return msgspec.convert(hit, kind, strict=kind is not Cents)
     return None
 
-
 def id_in(facts: Any, paths: str) -> str | None:
     return None if (found := first_of(Id, facts, paths)) is None else str(found)
 
-
 def cents_in(facts: Any, paths: str) -> int | None:
     return None if (found := first_of(Cents, facts, paths)) is None else min(found, ALL_OF_IT)
-
 
 def moment_in(facts: Any, paths: str) -> int | None:
     """Milliseconds; nothing after the year 3000."""
@@ -1614,7 +1487,6 @@ def moment_in(facts: Any, paths: str) -> int | None:
     if isinstance(found, datetime):
         found = round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * SECOND)
     return found if found and 0 < found < 32_503_680_000_000 else None
-
 
 def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     """The facts in what Creem sent, as a row.  Raises Invalid where it is no event."""
@@ -1641,9 +1513,7 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
         "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
     return row | {"payment": next(iter(names_of(row)), None)}
 
-
 REFUNDS = ("refund", "dispute")
-
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
@@ -1653,7 +1523,6 @@ def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     paid = type == RECORDED or (type == "checkout.completed" and once)
     return type == "subscription.paid" or (paid and not said & UNPAID)
 
-
 def paid_in(facts: Any) -> int | None:
     """What was paid, cents, with tax: refunds are told with tax too."""
     paths = ("transaction.amount_paid order.amount_paid", "order.amount", "transaction.amount")
@@ -1662,7 +1531,6 @@ def paid_in(facts: Any) -> int | None:
         if known is None and amount is not None:
             known = amount + (cents_in(facts, f"{part}.tax_amount") or 0)
     return known
-
 
 def refund_in(type: str, facts: Any) -> dict[str, int | None]:
     """What was paid back, cents: by this refund, and of the payment by now; a dispute is as good as lost."""
@@ -1674,7 +1542,6 @@ def refund_in(type: str, facts: Any) -> dict[str, int | None]:
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
     return {"back": back, "back_total": total}
 
-
 def names_of(row: Mapping[str, Any]) -> list[str]:
     """By which its payment is known, the best first.  A change of a subscription speaks of no payment."""
     if row["type"].startswith("subscription.") and not row["is_sale"]:
@@ -1685,7 +1552,6 @@ def names_of(row: Mapping[str, Any]) -> list[str]:
         known = {"tran": row["transaction_id"], "period": dated and f"{subscription}:{dated}"}
     names = [f"{kind}:{id}" for kind, id in known.items() if id]
     return names or ([f"event:{row['delivery_key']}"] if row["is_sale"] else [])
-
 
 def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) -> None:
     """Keep what Creem told, and let the ledger follow; the second time changes nothing."""
@@ -1700,9 +1566,7 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
     if id is not None:
         apply_event(db, id=id, shop=shop, now=now)
 
-
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
-
 
 def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
     """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
@@ -1725,11 +1589,9 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
         apply_event(db, id=other, shop=shop, now=now)
     return effect
 
-
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
     found = one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)
     return required(found, NotFound("There is no such event."))
-
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
@@ -1760,9 +1622,7 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
         subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
 
-
 SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
-
 
 def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
@@ -1780,7 +1640,6 @@ def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str 
         raise Puzzle(f"{event.units} units are more than can be right.")
     return str(event.payment), credits
 
-
 def refunded(db: Db, event: PaymentEvent) -> str:
     """What the payment counted for that was paid back.  Raises Puzzle."""
     amount = "SELECT 1 FROM payment_events WHERE id = :id AND (back > 0 OR back_total > 0)"
@@ -1790,12 +1649,10 @@ def refunded(db: Db, event: PaymentEvent) -> str:
         raise Puzzle("The payment is not known that was paid back.")
     return str(sale[0])
 
-
 # The credits that an order or a subscription's period gives: what is left of the highest plan that was paid
 # for in it, and, while anything is, what a change to a higher one promised on top.
 DUE = """coalesce(max(credits_left), 0) + iif(max(credits_left) > 0,
                                               max(coalesce(max(promised), 0) - max(credits), 0), 0)"""
-
 
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
@@ -1823,7 +1680,6 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
         return f"{had - paid_for} credits to be taken back: {deducted} were there, {owed} are owed."
     return "Everything was as it should be."
 
-
 def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
     rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
@@ -1836,14 +1692,12 @@ def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
     yearly = isinstance(product, Plan) and product.interval == "year"
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
-
 class CheckoutWish(Input, frozen=True):
     problems = {"productId": ProductNotFound}
 
     product_id: Annotated[str, _("a pack or a plan", max_length=100)]
     units: Annotated[int, _("how many of a pack", ge=1, le=100)] = 1
     discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
-
 
 Checkout = TypedDict("Checkout", {
     "id": str, "userId": str, "product": str, "units": int, "url": str | None, "createdAt": datetime})
@@ -1858,7 +1712,6 @@ Billing = TypedDict("Billing", {  # in a sandbox nothing costs anything
     "plan": str | None, "debt": int, "isDisputed": bool, "isSandbox": bool, "upgradePolicy": UpgradePolicy,
     "subscription": Subscription | None, "payments": list[Purchase], "invoices": str})
 Effect = TypedDict("Effect", {"effect": str})
-
 
 def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
     """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly,
@@ -1876,17 +1729,14 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
            units=wish.units if isinstance(product, Pack) else 1)  # fmt: skip
     return find_checkout(db, id=id, user_id=user_id)
 
-
 def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
     return required(found, NotFound("There is no such checkout of yours."))
-
 
 def mark_checkout(db: Db, *, id: str, checkout_id: str, url: str) -> None:
     """Creem knows of it, and said where to pay."""
     run(db, "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id",
         checkout_id=checkout_id, url=url, id=id)  # fmt: skip
-
 
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
@@ -1895,12 +1745,10 @@ def open_checkouts(db: Db, *, since: int) -> list[str]:
         AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id)
     """, [since])]
 
-
 def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
     return one(db, Subscription, """
         FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1
     """, id=user_id)
-
 
 def find_subscription(db: Db, *, user_id: str) -> Subscription:
     """The one that has not ended.  Raises NoSubscription."""
@@ -1908,18 +1756,15 @@ def find_subscription(db: Db, *, user_id: str) -> Subscription:
     living = found if found and found["status"] != "canceled" else None
     return required(living, NoSubscription("You have no subscription."))
 
-
 def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
     found = one(db, Purchase, sql, user_id=user_id, payment=payment)
     return required(found, NoSubscription("You have made no such payment."))
 
-
 def find_customer(db: Db, *, user_id: str) -> str:
     """What Creem calls somebody.  Raises NoSubscription."""
     last = value(db, "SELECT max(customer_id) FROM payment_events WHERE user_id = :id", id=user_id)
     return str(required(last, NoSubscription("You have bought nothing yet.")))
-
 
 def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> Billing:
     """What somebody has to do with money."""
@@ -1929,15 +1774,12 @@ def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> 
             "upgradePolicy": shop.policy, "subscription": last_subscription(db, user_id=user_id),
             "payments": many(db, Purchase, payments, id=user_id), "invoices": "/api/v1/billing/portal"}
 
-
 class Assignment(Input, frozen=True):
     email: Annotated[str, _("whose it is", max_length=254)]
     product: Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None = None
 
-
 def replay_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     return {"effect": apply_event(db, id=id, shop=shop, now=now)}
-
 
 def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     """What a replay would do; nothing is changed."""
@@ -1946,7 +1788,6 @@ def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
         return replay_event(db, id=id, shop=shop, now=now)
     finally:
         db.execute("ROLLBACK TO trial")
-
 
 def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> Effect:
     """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished."""
@@ -1960,11 +1801,9 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
         raise AlreadyFinished("Only what needs attention can be assigned.")
     return replay_event(db, id=id, shop=shop, now=now)
 
-
 def count_events(db: Db, *, state: str = "") -> int:
     sql = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
     return int(value(db, sql, state=state))
-
 
 # ---------------------------------------------------------------------------
 # 9  Videos
@@ -1984,7 +1823,6 @@ Upload = TypedDict("Upload", {"key": str, "url": str})
 VideoStatus = TypedDict("VideoStatus", {
     "status": Status, "progress": int, "error": Failure | None, "videoUrl": str | None,
     "posterUrl": str | None})
-
 
 class Video(Output, frozen=True):
     """A video as its owner sees it."""
@@ -2011,7 +1849,6 @@ class Video(Output, frozen=True):
     video_url: str | None = None  # from the database: the storage key; to people: a link that ends
     poster_url: str | None = None
 
-
 class Job(Order, frozen=True):
     """A video as the worker sees it."""
 
@@ -2032,10 +1869,8 @@ class Job(Order, frozen=True):
     error_code: str | None
     deleted_at: int | None
 
-
 VideoList = TypedDict("VideoList", {"videos": list[Video], "nextCursor": str | None})
 ANSWERED = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
-
 
 def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: str, now: int) -> bytes:
     """Act, and return the answer as JSON; or the one that the same Idempotency-Key was given before.  Raises
@@ -2049,7 +1884,6 @@ def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: s
         insert(db, "idempotency_keys", user_id=user_id, key=key, fingerprint=fingerprint, answer=answer,
                created_at=now)  # fmt: skip
     return answer.encode()
-
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
                   catalog_version: str, timeout: int, now: int, moderation_id: str | None = None,
@@ -2066,12 +1900,10 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
                  order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
 
-
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
     for key in images:
         if value(db, "SELECT user_id FROM uploads WHERE key = :key", key=key) != user_id:
             raise ImageRequired("There is no such image of yours; upload it first.", field="imageUrl")
-
 
 def check_running(db: Db, *, user_id: str, max_running: int) -> None:
     running = value(db, "SELECT count(*) FROM videos WHERE user_id = :id AND finished_at IS NULL", id=user_id)
@@ -2079,20 +1911,16 @@ def check_running(db: Db, *, user_id: str, max_running: int) -> None:
         sentence = f"You have {running} videos being made; {max_running} is the most at once."
         raise TooManyRunning(sentence, limit=max_running)
 
-
 def get_video(db: Db, *, user_id: str, id: str) -> Video:
     return find_own(db, as_=Video, user_id=user_id, id=id)
 
-
 def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
     return find_own(db, as_=VideoStatus, user_id=user_id, id=id)
-
 
 def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
     sql = "FROM shown_videos WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
     return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound())
-
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
     """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
@@ -2103,7 +1931,6 @@ def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status:
                            user_id=user_id, status=status)  # fmt: skip
     return {"videos": videos, "nextCursor": after}
 
-
 def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job], int | None]:
     """What the worker has to do now, and when there will be something next, milliseconds."""
     jobs = many(db, Job, """
@@ -2111,7 +1938,6 @@ def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job
         ORDER BY due_at LIMIT :limit
     """, now=now, busy=as_json(busy), limit=limit)
     return jobs, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :now", now=now)
-
 
 def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any) -> bool:
     """Change a video only if nobody has since the job was read.  False: somebody has; the step is void."""
@@ -2121,7 +1947,6 @@ def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any
         WHERE id = :id AND status = :was AND attempt = :nth AND deleted_at IS :gone_at
     """, id=job.id, was=job.status, nth=job.attempt, gone_at=job.deleted_at,  # noqa: S608
         due_at=due_at, now=now, **columns))
-
 
 def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
             now: int) -> None:  # fmt: skip
@@ -2143,9 +1968,7 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
                    due_at=now if after else due_at, now=now)  # fmt: skip
 
-
 LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
-
 
 def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int) -> None:
     """What the provider says of its job, and what follows from it for the video."""
@@ -2174,7 +1997,6 @@ def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int
             problem = Moderated(reason) if snapshot.moderated else ProviderFailed(reason)
             fail(db, job=job, problem=Cancelled() if job.cancelled_at else problem, now=now)
 
-
 def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None, now: int) -> None:
     """The provider is done, or its result has moved; it has to be fetched while it lives.  What comes after
     the deadline is only noted: a retry can still have it."""
@@ -2183,7 +2005,6 @@ def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None,
     moved: dict[str, Any] = {} if late else {"status": "UPLOADING", "progress": 100, "tries": tries}
     step_video(db, job, original_url=original_url, original_until_at=until_at,
                due_at=None if late else now, now=now, **moved)  # fmt: skip
-
 
 def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     """The video is stored, under its stored_keys: say so and spend its credits, or neither; the second time
@@ -2197,13 +2018,11 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     assert settled, "a video is never delivered free"
     return True
 
-
 def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = None) -> None:
     """It will not be made: say why, and give its credits back."""
     if step_video(db, job, status="FAILED", finished_at=now, error_code=problem.code,
                   error_message=problem.message[:1000], due_at=due_at, now=now):  # fmt: skip
         release(db, video_id=job.id, now=now)
-
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video: at once while no provider has it.  Else that is a wish, which the worker passes on,
@@ -2218,7 +2037,6 @@ def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
         raise AlreadyFinished(f"The video is {job.status} already.", status=job.status)
     return get_video(db, user_id=user_id, id=id)
 
-
 def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     """Take a video away; the worker removes its files.  Raises StillRunning while it is made: somebody may
     have to pay for it."""
@@ -2229,7 +2047,6 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
         raise StillRunning
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
         now=now, id=id)  # fmt: skip
-
 
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
                 catalog_version: str, now: int) -> Video:  # fmt: skip
@@ -2247,7 +2064,6 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
                error_code=None, error_message=None, cancelled_at=None, due_at=now, now=now)  # fmt: skip
     return get_video(db, user_id=user_id, id=id)
 
-
 def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
     """Somebody says that a video has news: look at it now.  A ref is of an order whose answer was lost."""
     run(db, """
@@ -2259,21 +2075,17 @@ def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None
                 AND submitted_at <= :long_ago AND deadline_at > :too_long_ago AND deleted_at IS NULL))
     """, ref=ref, id=id, provider=provider, now=now, long_ago=now - MINUTE, too_long_ago=now - LATE_LIFE)
 
-
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
     insert(db, "uploads", key=key, user_id=user_id, media_type=media_type, size_bytes=size_bytes,
            created_at=now)  # fmt: skip
-
 
 def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[tuple[int, str, str]]:
     """(id, type, JSON) of what happened since."""
     sql = "SELECT id, type, data FROM events WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
     return db.execute(sql, [user_id, after, limit]).fetchall()
 
-
 def last_event(db: Db) -> int:
     return int(value(db, "SELECT coalesce(max(id), 0) FROM events"))
-
 
 Quote = TypedDict("Quote", {
     "credits": int, "available": int, "sufficient": bool, "draws": list[Draw], "model": str, "duration": int,
@@ -2293,7 +2105,6 @@ Receipt = TypedDict("Receipt", {
     "providerJobs": list[ProviderJob]})
 LOST_ORDERS = "SELECT count(*) FROM provider_jobs WHERE state = 'unknown' AND ended_at IS NOT NULL"
 
-
 def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now: int) -> Quote:
     """What an order would cost, and from where it would be paid; nothing is ordered."""
     check_images(db, user_id=user_id, images=order.images)
@@ -2304,7 +2115,6 @@ def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now
             "draws": draw(packages, order.credits) if enough else [], "model": order.model,
             "duration": order.duration, "aspectRatio": order.aspect_ratio, "quality": order.quality,
             "catalogVersion": catalog_version}
-
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
@@ -2320,7 +2130,6 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
             "quality": video.quality, "creditsCharged": charged, "error": video.error, "holds": holds,
             "transactions": rows, "providerJobs": jobs}
 
-
 # ---------------------------------------------------------------------------
 # 10  Media
 # ---------------------------------------------------------------------------
@@ -2329,10 +2138,8 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
 IMAGE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open other files), no stills
 
-
 class NotAVideo(Exception):
     """The text says what is wrong with it."""
-
 
 class Media(msgspec.Struct, frozen=True):
     """What a video file holds: pixels, milliseconds, codec name, bytes."""
@@ -2342,7 +2149,6 @@ class Media(msgspec.Struct, frozen=True):
     duration_ms: int
     codec: str
     size_bytes: int
-
 
 @contextlib.contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
@@ -2355,13 +2161,11 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise NotAnImage from None
 
-
 def examine_image(content: bytes) -> tuple[str, str]:
     """Media type and file ending of an image, by what it is, not by its name.  Raises NotAnImage."""
     with open_image(content) as image:
         image.load()
         return f"image/{str(image.format).lower()}", IMAGE_ENDINGS[str(image.format)]
-
 
 def open_still(content: bytes, enough: int) -> Image.Image:
     """The upright RGB picture, scaled down to at most `enough` pixels a side.  Raises NotAnImage."""
@@ -2372,7 +2176,6 @@ def open_still(content: bytes, enough: int) -> Image.Image:
             upright = upright.point(lambda level: level / 256).convert("L")
         ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
         return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
-
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoFrame, float]]:
@@ -2390,7 +2193,6 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoF
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
 
-
 def probe(path: Path) -> Media:
     """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
     with open_video(path) as (container, stream, first, seconds):
@@ -2406,7 +2208,6 @@ def probe(path: Path) -> Media:
             raise NotAVideo("it ends too early")
         return Media(first.width, first.height, round(seconds * 1000), stream.codec.name, path.stat().st_size)
 
-
 def write_poster(path: Path, target: Path) -> None:
     """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
     with open_video(path) as (container, stream, frame, seconds):
@@ -2416,7 +2217,6 @@ def write_poster(path: Path, target: Path) -> None:
         picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
     picture.save(target, "JPEG", quality=82, progressive=True)
-
 
 # ---------------------------------------------------------------------------
 # 11  Preview
@@ -2429,7 +2229,6 @@ ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": "48", "colo
 NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
 PLAIN = str.maketrans("\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d", "----''\"\"")  # dashes and quotes
 
-
 def clouds(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[Image.Image]:
     """Soft colours that drift to and fro, so that the last picture meets the first."""
     width, height = (max(2, 96 * side // max(size)) for side in size)  # scaled up later: soft, and cheap
@@ -2440,14 +2239,12 @@ def clouds(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[I
     with av.open(f"{noise},{paint},{drift},scale={size[0]}x{size[1]}", format="lavfi") as source:
         yield from map(VideoFrame.to_image, source.decode(video=0))
 
-
 def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) -> Iterator[Image.Image]:
     """A slow pan and zoom over the still in `data`; by less than a pixel, so it never steps.  NotAnImage."""
     still, (edge, more) = open_still(data, 3 * max(size) // 2), rng.choice(((0.02, 0.05), (0.07, -0.05)))
     for index in range(frames):
         ease = 0.5 - 0.5 * math.cos(math.pi * index / frames)
         yield ImageOps.fit(still, size, Image.Resampling.HAMMING, edge + more * ease, (0.4 + 0.2 * ease,) * 2)
-
 
 def overlay(text: str, size: tuple[int, int]) -> Image.Image:
     """What lies over each picture: PREVIEW, so that nobody takes it for an AI result, and the text, unless
@@ -2459,7 +2256,6 @@ def overlay(text: str, size: tuple[int, int]) -> Image.Image:
                                anchor="ld", spacing=pitch / 3, font_size=pitch, stroke_width=pitch / 10,
                                stroke_fill="#000c")  # fmt: skip
     return sheet
-
 
 def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width: int, height: int,
                    image: bytes | None, report: Callable[[int], None]) -> None:  # fmt: skip
@@ -2485,12 +2281,10 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
         target.unlink(missing_ok=True)
         raise
 
-
 # ---------------------------------------------------------------------------
 # 12  Storage
 # ---------------------------------------------------------------------------
 # Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
-
 
 class FolderStorage:
     """Files in a folder, behind links signed by ourselves."""
@@ -2529,10 +2323,8 @@ class FolderStorage:
             raise NotFound
         return self.root / key
 
-
 def sign(secret: str, purpose: str, text: str) -> str:
     return hmac.new(secret.encode(), f"{purpose}:{text}".encode(), "sha256").hexdigest()
-
 
 def move_durably(file: Path, target: Path) -> None:
     """Move within one disk, so that after a power cut the file is whole or absent."""
@@ -2541,7 +2333,6 @@ def move_durably(file: Path, target: Path) -> None:
     os.replace(file, target)
     sync(target.parent)
 
-
 def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -2549,11 +2340,9 @@ def sync(path: Path) -> None:
     finally:
         os.close(handle)
 
-
 def try_folder(root: Path) -> None:
     (root / ".check").write_bytes(b"ok")
     (root / ".check").unlink()
-
 
 async def on_thread(pool: ThreadPoolExecutor | None, fn: Callable[..., T], *args: Any, **words: Any) -> T:
     """Whatever goes wrong with storage is a StorageFailed or a DiskFull; the log has the cause."""
@@ -2567,7 +2356,6 @@ async def on_thread(pool: ThreadPoolExecutor | None, fn: Callable[..., T], *args
         full = getattr(failure, "errno", None) == errno.ENOSPC
         reason = f"The bucket answered {getattr(failure, 'code', 'no sense')}." if answered else None
         raise (DiskFull() if full else StorageFailed(reason)) from failure
-
 
 class BucketStorage:
     """Files in an S3 bucket, behind presigned links."""
@@ -2605,9 +2393,7 @@ class BucketStorage:
     def link(self, key: str, *, base: str, now: int) -> str:  # the signer knows the host, and S3 the time
         return str(self.signer.presigned_get_object(self.bucket, key, expires=self.life))
 
-
 Storage = FolderStorage | BucketStorage
-
 
 # ---------------------------------------------------------------------------
 # 13  Outside
@@ -2626,13 +2412,11 @@ DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call glob
     "2001::/32", "::/96", "fec0::/10",
 )]  # fmt: skip
 
-
 def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
     inside = ip.is_multicast or ip.is_reserved or any(ip in net for net in DENIED)
     return ip.is_global and not inside
-
 
 class Guard(httpcore.AsyncNetworkBackend):
     """Connects to public addresses on port 443, and to hosts that the operator has named."""
@@ -2658,7 +2442,6 @@ class Guard(httpcore.AsyncNetworkBackend):
             raise httpcore.UnsupportedProtocol(f"{host}:{port} is not a public address.")
         return addresses[:4]
 
-
 def outside_client(named: Iterable[str], base_url: str = "",
                    auth: Callable[[httpx.Request], httpx.Request] | None = None) -> httpx.AsyncClient:
     """A client for one provider, so that none can use up another's connections."""
@@ -2668,7 +2451,6 @@ def outside_client(named: Iterable[str], base_url: str = "",
     headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
     return httpx.AsyncClient(transport=transport, base_url=base_url, headers=headers, auth=auth,
                              trust_env=False, timeout=httpx.Timeout(30, connect=10, pool=None))
-
 
 async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_s: float,
                    ) -> tuple[httpx.Response, Any]:  # fmt: skip
@@ -2682,12 +2464,10 @@ async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_
         raise httpx.ReadTimeout("The call took too long.", request=request) from None
     return answer, loads(body)
 
-
 def retry_after(answer: httpx.Response) -> int:
     """How long the other side asks us to wait, milliseconds; an hour at most."""
     seconds = answer.headers.get("retry-after", "")
     return min(int(seconds), 3600) * SECOND if seconds.isdecimal() and len(seconds) < 9 else 0
-
 
 async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     """The bytes as they are sent: to unpack them here could make millions of a few."""
@@ -2699,7 +2479,6 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
         if size > limit:
             raise httpx.DecodingError(f"It is larger than {limit >> 20} MiB.", request=answer.request)
         yield chunk
-
 
 async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> AsyncIterator[bytes]:
     """A video, or a part of it, also over redirects.  Raises OriginalExpired, NotAVideo."""
@@ -2718,7 +2497,6 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
         raise NotAVideo(str(failure)) from None
     raise NotAVideo("it is behind too many redirects")
 
-
 # ---------------------------------------------------------------------------
 # 14  Providers
 # ---------------------------------------------------------------------------
@@ -2726,14 +2504,12 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
 
 ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
 
-
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
 
     def __init__(self, why: str, *, again: bool = False, moderated: bool = False, after_ms: int = 0) -> None:
         super().__init__(why)
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
-
 
 class Provider:
     """What is asked of who makes videos.  This one itself has left the catalogue while it had work.  Any call
@@ -2756,7 +2532,6 @@ class Provider:
         """The video, or only its beginning, to see whether it is there.  Raises OriginalExpired."""
         raise OriginalExpired
         yield b""
-
 
 class HttpProvider(Provider):
     """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
@@ -2952,17 +2727,14 @@ class HttpProvider(Provider):
         return {"image": url, "images": [url], "image_file": (key.rpartition("/")[2], content),
                 "image_base64": text, "image_type": type}  # fmt: skip
 
-
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
     """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
     return sign(secret, "callback", f"{provider}:{id}:{attempt}")[:43]
-
 
 def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """A body as multipart/form-data: files are (name, bytes); the rest is text, or JSON where it is none."""
     parts = {name: part if isinstance(part, str | tuple) else as_json(part) for name, part in body.items()}
     return {"files": {name: (None, part) if isinstance(part, str) else part for name, part in parts.items()}}
-
 
 def redact(body: Any) -> Any:
     """What an answer looks like, without what it says: prompts, addresses and keys stay out of the log."""
@@ -2971,7 +2743,6 @@ def redact(body: Any) -> Any:
     if isinstance(body, list):
         return [redact(part) for part in body[:5]]
     return "…" if isinstance(body, str) and body.lower() not in STATES else body
-
 
 class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
@@ -3050,13 +2821,11 @@ class LocalProvider(Provider):
         self.states[ref] = end
         asyncio.run_coroutine_threadsafe(self.wake(id[:36]), self.loop)
 
-
 def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
     """Width and height in pixels; quality names the shorter side.  Both even, as H.264 wants them."""
     across, down = map(int, aspect_ratio.split(":"))
     half, least = int(quality.rstrip("p")) // 2, min(across, down)
     return round(half * across / least) * 2, round(half * down / least) * 2
-
 
 # ---------------------------------------------------------------------------
 # 15  Billing
@@ -3076,7 +2845,6 @@ STORIES = {  # what is told of what happens
     "renew": "subscription.paid", "cancel": "subscription.scheduled_cancel", "end": "subscription.canceled",
     "resume": "subscription.update", "upgrade": "subscription.update", "refund": "refund.created",
     "dispute": "dispute.created", "upgrade, paid": "subscription.update subscription.paid"}  # fmt: skip
-
 
 class Creem:
     """Creem's API (https://docs.creem.io/api-reference)."""
@@ -3105,7 +2873,6 @@ class Creem:
         hint = {401: " Is CREEM_API_KEY right?", 403: " Is CREEM_API_KEY right?", 404: " Another mode's?"}
         details = {"retryAfter": retry_after(answer) // SECOND or 1} if status == 429 else {}
         raise PaymentsFailed(f"Creem says {status}: {reason[:300]}{hint.get(status, '')}", **details)
-
 
 class Sandbox:
     """Acts Creem out: nothing costs anything, and everything is told as it would be."""
@@ -3163,7 +2930,6 @@ class Sandbox:
                 headers = {"creem-signature": hmac.digest(self.secret.encode(), body, "sha256").hex()}
                 (await client.post("/api/webhooks/creem", content=body, headers=headers)).raise_for_status()
 
-
 def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str, Any]:
     """What an event is about, as Creem would show it."""
     plan, currency, begins_at = isinstance(product, Plan), product.currency, of["begins_at"] or of["now"]
@@ -3188,7 +2954,6 @@ def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str,
         "product": sold, "customer": {"id": of["customer_id"], "email": of["email"]}, "mode": "sandbox",
         "metadata": {"referenceId": of["user_id"]}, "updated_at": of["now"]}  # fmt: skip
 
-
 def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
     """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
     given = headers.get("creem-signature") or headers.get("x-creem-signature") or ""
@@ -3199,15 +2964,12 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
         return is_signed_by("standard", headers, body, [secret], now)
     return False
 
-
 RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
-
 
 def sign_return(query: str, key: str) -> str:
     """What Creem signs a buyer's way back to us with: the pairs in their order and the API key, hashed."""
     pairs = [(name, text) for name, text in parse_qsl(query) if name in RETURNED and text not in ("", "null")]
     return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
-
 
 # ---------------------------------------------------------------------------
 # 16  App
@@ -3221,10 +2983,8 @@ HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 # No password has this one: whoever does not exist is refused after as long as whoever does.
 NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
 
-
 class AlreadyRunning(Refused):
     """Another server has the data folder; in its lock stands where that listens."""
-
 
 class Breaker:
     """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
@@ -3240,7 +3000,6 @@ class Breaker:
     def heard(self, well: bool, now: int) -> None:
         self.failures = 0 if well else self.failures + 1
         self.until_at = now + BREAK
-
 
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
@@ -3294,7 +3053,6 @@ class App:
         async with self.hashing:
             return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
 
-
 @contextlib.contextmanager
 def own(data: Path, settings: Settings) -> Iterator[None]:
     """Make the folders, keep a second server off them, and tell the command line where this one listens."""
@@ -3317,12 +3075,10 @@ def own(data: Path, settings: Settings) -> Iterator[None]:
             leftover.unlink()
         yield
 
-
 def local_url(settings: Settings) -> str:
     """Where this machine reaches the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
 
 def read_secret(path: Path) -> str:
     """What links are signed with and the command line is known by; made once."""
@@ -3332,7 +3088,6 @@ def read_secret(path: Path) -> str:
         part.write_text(secrets.token_hex(32))
         move_durably(part, path)
     return path.read_text().strip()
-
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -3372,7 +3127,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             app.set_up_token = secrets.token_urlsafe(24)
         yield app
 
-
 # ---------------------------------------------------------------------------
 # 17  Work
 # ---------------------------------------------------------------------------
@@ -3386,7 +3140,6 @@ LONGEST_PAUSE_S = 30
 LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
-
 
 async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
     """Take every step that is due, as often as there is one, for as long as the app runs."""
@@ -3402,7 +3155,6 @@ async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(app.work_to_do.wait(), pause_s)
 
-
 async def begin_steps(app: App) -> float:
     """Begin what is due, as far as there is room, and say how many seconds nothing else will be."""
     now = app.now()
@@ -3412,7 +3164,6 @@ async def begin_steps(app: App) -> float:
         app.working[job.id] = asyncio.create_task(take_step(app, job))
         await asyncio.sleep(0)  # so that the others' turns come between
     return min(max(((upcoming or math.inf) - app.now()) / SECOND, 0.01), LONGEST_PAUSE_S)
-
 
 async def take_step(app: App, job: Job) -> None:
     try:
@@ -3432,11 +3183,9 @@ async def take_step(app: App, job: Job) -> None:
         del app.working[job.id]
         app.work_to_do.set()
 
-
 def back_off(tries: int, first_s: float = 1.0, factor: float = 2.0) -> int:
     """Milliseconds until the next try."""
     return int(min(first_s * factor ** min(tries, 20), LONGEST_PAUSE_S) * SECOND)
-
 
 async def step(app: App, job: Job) -> None:
     provider = app.providers.get(job.provider, Provider())
@@ -3453,7 +3202,6 @@ async def step(app: App, job: Job) -> None:
             await submit(app, provider, job)
         case "GENERATING":
             await follow(app, provider, job, back_off(job.tries, provider.poll_s, 1.3))
-
 
 async def submit(app: App, provider: Provider, job: Job) -> None:
     """Order the video.  An order whose answer was lost is repeated only where that makes one video."""
@@ -3482,7 +3230,6 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         await app.write(step_video, job=job, status="GENERATING", ref=ref, tries=0,
                         due_at=app.now() + back_off(0, provider.poll_s))  # fmt: skip
 
-
 async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
     kind = Moderated if refusal.moderated else ProviderFailed
@@ -3491,7 +3238,6 @@ async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
         pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
         problem=kind(str(refusal)), again=refusal.again,
         due_at=app.now() + max(back_off(job.tries), refusal.after_ms))  # fmt: skip
-
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
     """Ask the provider how the video stands, having told it if nobody wants it any more."""
@@ -3504,7 +3250,6 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
         snapshot = Snapshot("failed", error=misled.message)
     due_at = app.now() + int(pause * random.uniform(1, 1.2))  # so that not all ask at once
     await app.write(hear_provider, job=job, snapshot=snapshot, due_at=due_at)
-
 
 async def store(app: App, provider: Provider, job: Job) -> None:
     """Bring the provider's result into storage, and complete the video.  Where the result is gone, its
@@ -3527,7 +3272,6 @@ async def store(app: App, provider: Provider, job: Job) -> None:
         problem = failure if isinstance(failure, StorageFailed) else StorageFailed()
     await app.write(fail, job=job, problem=problem, due_at=app.now())
 
-
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     """Afterwards no temporary file is left: a full disk needs the room to say that it is full."""
     assert job.ref is not None and job.original_url is not None
@@ -3549,11 +3293,9 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         file.unlink(missing_ok=True)
         poster.unlink(missing_ok=True)
 
-
 def stored_keys(id: str, attempt: int) -> dict[str, str]:
     """Where a video and its poster lie in storage."""
     return {"storage_key": f"videos/{id}/{attempt}.mp4", "poster_key": f"videos/{id}/{attempt}.jpg"}
-
 
 async def take_care_after(app: App, provider: Provider, job: Job) -> None:
     """After its end: look out for a result that comes late; remove the files of what failed or was deleted,
@@ -3566,7 +3308,6 @@ async def take_care_after(app: App, provider: Provider, job: Job) -> None:
             await app.storage.delete(key)
     await app.write(step_video, job=job, storage_key=None, poster_key=None, due_at=None)
 
-
 async def check_original(app: App, job: Job) -> None:
     """Ask for a small part of a failed video's result.  Raises OriginalExpired."""
     provider = app.providers.get(job.provider, Provider())
@@ -3575,7 +3316,6 @@ async def check_original(app: App, job: Job) -> None:
             result = provider.open_result(job.ref, job.original_url, part=True)
             async with contextlib.aclosing(cast(Any, result)) as first:
                 await anext(first, None)
-
 
 async def moderate(app: App, wish: NewVideo) -> str | None:
     """Let Creem judge what somebody typed, where payments are real, and return the verdict's id.  Only a
@@ -3589,20 +3329,17 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
         raise Moderated("What the prompt asks for is not allowed here.")
     return str(verdict.get("id"))
 
-
 async def hear(app: App, event: Mapping[str, Any]) -> None:
     """Take something that Creem answered as if it had told it by itself."""
     body = msgspec.json.encode(event)
     row = read_event(body, now=app.now())
     await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
 
-
 async def hear_checkout(app: App, creem: Creem, id: str) -> None:
     """Ask how a checkout went."""
     checkout = await creem.call("GET /v1/checkouts", checkout_id=id)
     if checkout.get("status") == "completed":
         await hear(app, {"id": f"recorded:{id}", "eventType": "checkout.completed", "object": checkout})
-
 
 async def items(creem: Creem, path: str, **of: Any) -> AsyncIterator[Any]:
     """Everything that Creem lists, page by page."""
@@ -3612,7 +3349,6 @@ async def items(creem: Creem, path: str, **of: Any) -> AsyncIterator[Any]:
         for item in found.get("items") or []:
             yield item
         page = find(found, ["pagination.next_page"])
-
 
 async def reconcile(app: App) -> int:
     """Hear of all that Creem knows and may not have told, and say how much was new: checkouts that nothing
@@ -3632,7 +3368,6 @@ async def reconcile(app: App) -> int:
         await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
     return await app.db.read(count_events) - before
 
-
 async def look_after_payments(app: App) -> None:
     """At start and daily: what an operator should know, and what Creem may not have told."""
     if isinstance(app.creem, Sandbox):
@@ -3645,14 +3380,12 @@ async def look_after_payments(app: App) -> None:
         except PaymentsFailed as failure:
             log.error("payments: %s", failure.message)
 
-
 async def unknown_products(app: App) -> list[str]:
     """Products of the catalogue that Creem does not know.  Raises PaymentsFailed."""
     if not isinstance(creem := app.creem, Creem):
         return []
     known = {item.get("id") async for item in items(creem, "/v1/products/search")}
     return [product.id for product in app.catalogue.products if product.at_creem not in known]
-
 
 async def clean_up(app: App) -> None:
     """Let credits expire, and delete what has had its time: harmless to repeat."""
@@ -3662,12 +3395,10 @@ async def clean_up(app: App) -> None:
         await app.write(forget_old)
         await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
 
-
 def remove_renders(data: Path, older_than: int) -> None:
     for file in (data / "renders").iterdir():
         if file.stat().st_mtime * SECOND < older_than:
             file.unlink(missing_ok=True)
-
 
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[None]:
@@ -3687,7 +3418,6 @@ async def working(app: App) -> AsyncIterator[None]:
         with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
             await asyncio.wait_for(steps, STOPPING_S)
 
-
 # ---------------------------------------------------------------------------
 # 18  HTTP
 # ---------------------------------------------------------------------------
@@ -3703,7 +3433,6 @@ DISK_LOW_MB = 200
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 signature = functools.cache(inspect.signature)
-
 
 class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
@@ -3764,7 +3493,6 @@ class Request(litestar.Request[Principal, Any, State]):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
-
 # What a function is told without anybody being asked, where it has such a parameter.
 KNOWN: dict[str, Callable[[Request], Any]] = {
     "user_id": lambda request: request.user.user_id,
@@ -3778,7 +3506,6 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "is_sandbox": lambda request: isinstance(request.parts.creem, Sandbox),
     "catalog_version": lambda request: request.parts.catalogue.version,
     "max_running": lambda request: request.parts.settings.video_max_concurrent}
-
 
 # --- answers
 
@@ -3797,23 +3524,19 @@ ARGUMENTS = {  # what Litestar would say in its own way
     "status": f"status must be one of {', '.join(typing.get_args(Status))}."}  # fmt: skip
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
-
 class Answer(msgspec.Struct, Generic[T], frozen=True):
     success: bool
     data: T
 
-
 def ok(data: T) -> Answer[T]:
     """Bytes are JSON already."""
     return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
-
 
 def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
     fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
     told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
     refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
     return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
-
 
 def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
     """What Litestar itself refuses, in our words.  A client that went away hears nothing of it."""
@@ -3827,13 +3550,11 @@ def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Fail
                 405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
     return answer_problem(request, problems.get(failure.status_code, Invalid(otherwise)))
 
-
 def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
     """Log what nobody foresaw, under an id that the answer carries too."""
     id = new_id("req")
     log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
     return answer_problem(request, Bug(f"Something went wrong here; it is logged as {id}.", requestId=id))
-
 
 # --- who is asking
 
@@ -3841,7 +3562,6 @@ IdempotencyKey = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
     name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
-
 
 async def guard_against_forgery(request: AnyRequest) -> None:
     """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
@@ -3851,7 +3571,6 @@ async def guard_against_forgery(request: AnyRequest) -> None:
     acts = request.method not in ("GET", "HEAD", "OPTIONS")
     if acts and (elsewhere or site in ("same-site", "cross-site")):
         raise Forbidden("That request came from another site.")
-
 
 async def authenticate(request: Request) -> Principal:
     """Who asks: request.user from now on, for a minute or until an account changes.  Raises Unauthorized."""
@@ -3876,25 +3595,20 @@ async def authenticate(request: Request) -> Principal:
     request.scope["user"] = known
     return known
 
-
 def operator_token(secret: str) -> str:
     return "vfo_" + sign(secret, "operator", "")
-
 
 async def signed_in(request: AnyRequest) -> None:
     """Before anything that they sent is read, whoever asks is known."""
     if not (await authenticate(cast(Request, request))).user_id:
         raise Unauthorized("There is no account yet; make one with: videofly user add EMAIL --admin")
 
-
 async def administrator(request: AnyRequest) -> None:
     """An administrator asks, or whoever can read the data folder."""
     if not (await authenticate(cast(Request, request))).is_admin:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
-
 # --- videos
-
 
 def with_links(request: Request, data: Any) -> Any:
     """With addresses that work, where the database has keys."""
@@ -3903,7 +3617,6 @@ def with_links(request: Request, data: Any) -> Any:
         for name in {"videoUrl", "posterUrl"} & video.keys():
             video[name] = video[name] and app.storage.link(video[name], base=request.base, now=app.now())
     return shown
-
 
 async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     """The video when it has ended, or as it is after so many seconds."""
@@ -3915,7 +3628,6 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
             return video
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
-
 
 async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
@@ -3937,7 +3649,6 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
         answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
     return Response(answer, headers=headers)
 
-
 async def store_again(request: Request, uuid: FromPath[str],
                       key: IdempotencyKey = None) -> Response[Answer[Video]]:  # fmt: skip
     """Store a failed video's result after all, for its price.  Answers when that is done, or after half a
@@ -3950,10 +3661,8 @@ async def store_again(request: Request, uuid: FromPath[str],
         raise KINDS[video.error["code"]](video.error["message"])
     return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
 
-
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
     return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
-
 
 async def follow_events(request: Request) -> ServerSentEvent:
     """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
@@ -3963,7 +3672,6 @@ async def follow_events(request: Request) -> ServerSentEvent:
     last = request.headers.get("last-event-id", "")
     after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
     return ServerSentEvent(stream_events(app, user_id, after))
-
 
 @post("/api/v1/video/callback/{provider:str}", status_code=200, request_max_body_size=1 << 20,
       include_in_schema=False)  # fmt: skip
@@ -3983,12 +3691,10 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
         raise CallbackFailed from failure
     raise Unauthorized("The provider did not sign that callback.")
 
-
 def new_uuid(now: int) -> str:
     """A UUID version 7 (RFC 9562): what is made together lies together in the index."""
     number = now << 80 | random.getrandbits(80)  # a name, not a secret: whose it is, is looked up
     return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
-
 
 async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
     """Each event once, in order, with its id; a comment now and then keeps the line open."""
@@ -4009,7 +3715,6 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
     finally:
         app.streams -= Counter([user_id])  # which also forgets those who have none
 
-
 # --- files, and what is on sale
 
 ModelOffer = TypedDict("ModelOffer", {
@@ -4027,7 +3732,6 @@ NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 MEDIA_HEADERS = NOSNIFF | {
     "Cache-Control": "private, max-age=3600",
     "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}  # fmt: skip
-
 
 async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answer[Upload]:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
@@ -4047,7 +3751,6 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
         part.unlink(missing_ok=True)
     return ok({"key": key, "url": app.storage.link(key, base=request.base, now=app.now())})
 
-
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
                 signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
@@ -4057,7 +3760,6 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
         raise NotFound
     file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
     return FileResponse(file, headers=MEDIA_HEADERS)
-
 
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
@@ -4069,11 +3771,9 @@ async def list_models(request: Request) -> Answer[ModelList]:
         for model in catalogue.models if model.enabled]  # fmt: skip
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
-
 def product_offer(product: Pack | Plan) -> Any:
     shown = {camel_case(name): part for name, part in msgspec.structs.asdict(product).items()}
     return {name: part for name, part in shown.items() if name != "creemId"}
-
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue, creem = request.parts.catalogue, request.parts.creem
@@ -4081,41 +3781,33 @@ async def list_products(request: Request) -> Answer[ProductList]:
     payments = "real" if isinstance(creem, Creem) else "sandbox" if creem else "off"
     return ok({"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments})
 
-
 # --- accounts
 
 Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$(?!\n)", max_length=254)]
 Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
-
 class PasswordWish(Input, frozen=True):
     email: Email
     password: Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None = None
 
-
 class UserWish(PasswordWish, frozen=True):
     is_admin: Annotated[bool, _("make an administrator")] = False
 
-
 class SetUp(PasswordWish, frozen=True, kw_only=True):
     token: Given
-
 
 class SignUp(PasswordWish, frozen=True, kw_only=True):
     password: Password
     invite: Given | None = None
 
-
 class SignIn(Input, frozen=True):
     email: Given
     password: Given
 
-
 class PasswordChange(Input, frozen=True):
     new_password: Password
     current_password: Given = ""
-
 
 async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
                         **given: Any) -> Response[Answer[User]]:  # fmt: skip
@@ -4126,7 +3818,6 @@ async def begin_session(request: Request, fn: Callable[..., User], *, password: 
     act = functools.partial(fn, **request.told(fn, given))
     return Response(ok(await request.write(admit, act=act, session_digest=digest(token))),
                     cookies=[request.cookie(token)])  # fmt: skip
-
 
 async def check_password(request: Request, email: str, password: str,
                          wrong: str = "The e-mail address or the password is wrong.") -> str:  # fmt: skip
@@ -4145,7 +3836,6 @@ async def check_password(request: Request, email: str, password: str,
     await app.db.write(forget_attempt, **attempt)
     return user_id
 
-
 async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
     """Make the first administrator, with the token of the first start.  Without a password the answer has an
     API key; as plain text, where that is asked for."""
@@ -4160,7 +3850,6 @@ async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Respons
     made = {"user": answer.content.data} | ({"apiKey": key} if key else {})
     return Response(ok(made), cookies=answer.cookies)
 
-
 async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
     mode = request.parts.settings.signup
     if mode == "closed" or (mode == "invite" and not data.invite):
@@ -4169,17 +3858,14 @@ async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User
     return await begin_session(request, add_user, email=data.email, password=data.password, is_admin=False,
                                invite_digest=invite)  # fmt: skip
 
-
 async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
     user_id = await check_password(request, data.email, data.password)
     return await begin_session(request, get_user, user_id=user_id)
-
 
 async def sign_out(request: Request) -> Response[None]:
     if token := request.cookies.get(request.cookie_name):
         await request.write(run, sql=END_SESSION, digest=digest(token))
     return Response(None, cookies=[request.cookie("", 0)])
-
 
 async def change_password(request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
     """Change the password; every session ends but this one, which gets a new token."""
@@ -4190,13 +3876,10 @@ async def change_password(request: Request, data: JSONBody[PasswordChange]) -> R
         await check_password(request, user["email"], data.current_password, "currentPassword is wrong.")
     return await begin_session(request, set_password, email=user["email"], password=data.new_password)
 
-
 # --- billing
-
 
 CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSandbox": bool})
 Link = TypedDict("Link", {"url": str})
-
 
 class Change(Input, frozen=True):
     problems = {"productId": ProductNotFound}
@@ -4204,14 +3887,12 @@ class Change(Input, frozen=True):
     mode: Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")] = "scheduled"
     product_id: Annotated[str, _("the plan to change to", max_length=100)] | None = None
 
-
 def cashier(request: Request) -> Creem | Sandbox:
     if (creem := request.parts.creem) is None:
         raise PaymentsOff
     if isinstance(creem, Sandbox):
         creem.transport = httpx.ASGITransport(cast(Any, request.app))
     return creem
-
 
 async def check_out(request: Request, data: JSONBody[CheckoutWish],
                     key: IdempotencyKey = None) -> Answer[CheckoutBegun]:  # fmt: skip
@@ -4232,13 +3913,11 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         await app.db.write(mark_checkout, id=checkout["id"], checkout_id=str(answer.get("id")), url=url)
     return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
 
-
 async def open_portal(request: Request) -> Answer[Link]:
     """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
     creem, customer_id = cashier(request), await request.read(find_customer)
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
     return ok({"url": urljoin(request.base, str(answer.get("customer_portal_link")))})
-
 
 async def change_subscription(request: Request, act: FromPath[Literal["cancel", "resume", "upgrade"]],
                               data: JSONBody[Change] = Change()) -> Answer[Billing]:  # noqa: B008
@@ -4261,7 +3940,6 @@ async def change_subscription(request: Request, act: FromPath[Literal["cancel", 
         await ask_for_change(request.parts, creem, found["id"], act, said)
     return ok(await request.read(billing))
 
-
 async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[str, Any]) -> None:
     """The answer is taken as told.  When Creem refuses to cancel, what it has counts: it may be cancelled."""
     try:
@@ -4271,7 +3949,6 @@ async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[s
         if answer.get("status") not in ("canceled", "scheduled_cancel"):
             raise
     await hear(app, {"id": new_id("answer"), "eventType": "subscription.update", "object": answer})
-
 
 async def come_back(request: Request) -> Answer[dict[str, bool]]:
     """With the query that the buyer came back with: whether it is Creem's.  Credits never come from here."""
@@ -4283,7 +3960,6 @@ async def come_back(request: Request) -> Answer[dict[str, bool]]:
         with contextlib.suppress(PaymentsFailed):
             await hear_checkout(request.parts, creem, given.get("checkout_id", ""))
     return ok({"received": received})
-
 
 @post(["/api/webhooks/creem", "/api/auth/creem/webhook"], status_code=200, request_max_body_size=1 << 20,
       include_in_schema=False)  # fmt: skip
@@ -4298,31 +3974,25 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
     await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
     return ok({"received": True})
 
-
 async def reconcile_now(request: Request) -> Answer[dict[str, int]]:
     """Ask Creem for all that it may not have told, and say how many events were new."""
     return ok({"heard": await reconcile(request.parts)})
 
-
 SandboxCheckout = TypedDict("SandboxCheckout", {
     "name": str, "cents": int, "currency": str, "interval": str | None, "credits": int})
 
-
 class Card(Input, frozen=True):
     number: Annotated[str, _("one of Creem's test cards", max_length=30)]
-
 
 class SandboxAct(Input, frozen=True):
     act: Literal["renew", "refund", "dispute"]
     payment: Annotated[str, msgspec.Meta(max_length=300)] = ""
     cents: Annotated[int, _("how much is refunded; else all that is left", ge=1)] | None = None
 
-
 def sandbox(request: Request) -> Sandbox:
     if not isinstance(found := cashier(request), Sandbox):
         raise NotFound("Payments are real here.")
     return found
-
 
 async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer[SandboxCheckout]:
     acted, checkout = sandbox(request), await request.read(find_checkout, id=uuid)
@@ -4330,7 +4000,6 @@ async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer
     units = checkout["units"]
     return ok({"name": product.name, "cents": product.cents * units, "currency": product.currency,
                "interval": getattr(product, "interval", None), "credits": product.credits * units})
-
 
 async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[Card]) -> Answer[Link]:
     """Pay with a test card; where to go then."""
@@ -4345,7 +4014,6 @@ async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[C
     query = f"request_id={checkout['id']}&product_id={quote(checkout['product'])}"
     return ok({"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"})
 
-
 async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer[Billing]:
     """Let a month pass for the subscription, or give back a payment."""
     acted = sandbox(request)
@@ -4359,7 +4027,6 @@ async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer
         await acted.give_back(data.act, payment, cents)
     return ok(await request.read(billing))
 
-
 # --- administration
 
 UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
@@ -4368,24 +4035,19 @@ Checked = TypedDict("Checked", {"what": str, "ok": bool, "detail": str})
 CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Checked]})
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 
-
 class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
-
 
 class Deduction(Input, frozen=True):
     email: Email
     credits: Credits
     note: Annotated[str, _("why; the user sees it", max_length=500)] = ""
 
-
 class Grant(Deduction, frozen=True):
     days: Annotated[Days, _("they expire after so many days; else never")] | None = None
 
-
 class InviteWish(Input, frozen=True):
     days: Days = 7
-
 
 def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
     user_id, expires_at = get_user(db, email=wish.email)["id"], now + wish.days * DAY if wish.days else None
@@ -4393,21 +4055,17 @@ def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
           note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
     return balance(db, user_id=user_id, now=now)
 
-
 def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
     user_id = get_user(db, email=wish.email)["id"]
     deduct(db, user_id=user_id, credits=wish.credits, note=wish.note, now=now)
     return balance(db, user_id=user_id, now=now)
 
-
 def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
     return add_key(db, user_id=get_user(db, email=wish.email)["id"], wish=wish, new_key=new_key, now=now)
-
 
 def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + wish.days * DAY)
     return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
-
 
 async def set_given_password(request: Request, wish: PasswordWish, fn: Any, **given: Any) -> Answer[UserMade]:
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
@@ -4416,14 +4074,11 @@ async def set_given_password(request: Request, wish: PasswordWish, fn: Any, **gi
     user = await request.write(fn, email=wish.email, password_hash=password_hash, **given)
     return ok({"user": user, "password": made})
 
-
 async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
     return await set_given_password(request, data, add_user, is_admin=data.is_admin)
 
-
 async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
     return await set_given_password(request, data, set_password)
-
 
 async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
@@ -4447,7 +4102,6 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         ("storage", not storage, storage or type(app.storage).__name__)]]  # fmt: skip
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
 
-
 async def trouble_with(look: Awaitable[list[str] | None]) -> str:
     """Why somebody outside does not serve us, or nothing; they may lack some of our products."""
     try:
@@ -4455,10 +4109,8 @@ async def trouble_with(look: Awaitable[list[str] | None]) -> str:
     except Problem as failure:
         return failure.message
 
-
 def integrity_faults(db: Db) -> list[str]:
     return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
-
 
 async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
                       limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:
@@ -4473,12 +4125,10 @@ async def show_report(request: Request, name: FromPath[str], cursor: Cursor = No
     csv.writer(text).writerows([heads, *(map(csv_cell, row.values()) for row in rows)])
     return Response(text.getvalue(), media_type="text/csv", headers={"X-Next-Cursor": after} if after else {})
 
-
 def csv_cell(value: Any) -> Any:
     """Nothing that a spreadsheet takes for a formula; times as elsewhere."""
     value = value.isoformat() if isinstance(value, datetime) else value
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-
 
 # --- the table of addresses
 
@@ -4486,7 +4136,6 @@ ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
     "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
     "status": (cast(Any, FromQuery)[Status | None], None)}
 INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
-
 
 def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
     """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
@@ -4511,7 +4160,6 @@ def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> 
     handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
     return handler
 
-
 def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits: Any) -> Router:
     """Addresses that belong together and that the same people may ask."""
     handlers = []
@@ -4526,7 +4174,6 @@ def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits
         handlers.append(put(handler))
     security = [{"key": list[str]()}] if who in (signed_in, administrator) else None  # for the document only
     return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security, **limits)
-
 
 # Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
 ADDRESSES = [
@@ -4586,7 +4233,6 @@ ADDRESSES = [
         "audit          GET    /api/v1/admin/audit": audit,
         "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
 
-
 # --- pages and health
 
 # Files of the page live under a prefix that is the hash of them all, so that a browser may keep them for
@@ -4602,13 +4248,11 @@ POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-acti
 # Swagger UI writes styles into its elements, and draws its icons as data.
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
-
 @get([*PAGES, "/docs"], include_in_schema=False)
 async def show_page(request: Request) -> Response[str]:
     text, policy = (DOCS, DOCS_POLICY) if request.url.path.startswith("/docs") else (PAGE, POLICY)
     headers = NOSNIFF | {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
     return Response(text, media_type=MediaType.HTML, headers=headers)
-
 
 @get(["/up", "/healthz", "/readyz"], include_in_schema=False)
 async def show_health(request: Request) -> dict[str, str]:
@@ -4622,7 +4266,6 @@ async def show_health(request: Request) -> dict[str, str]:
         raise Busy("The worker does not look for work any more.")
     return {"status": "ready" if ready else "ok"}
 
-
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
 
@@ -4631,7 +4274,6 @@ class Document(JsonRenderPlugin):
         _, bodies = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
-
 
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
@@ -4646,7 +4288,6 @@ def http(app: App) -> Litestar:
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
             components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")})))
 
-
 # ---------------------------------------------------------------------------
 # 19  Command line
 # ---------------------------------------------------------------------------
@@ -4654,7 +4295,6 @@ def http(app: App) -> Litestar:
 # opens itself.  So there is one way in which things are done.
 
 FIRST_START = (STATIC / "first-start.txt").read_text().replace("\\\n", "")
-
 
 class Server(uvicorn.Server):
     """Lets streams end when it is told to stop."""
@@ -4664,7 +4304,6 @@ class Server(uvicorn.Server):
         cast(Litestar, self.config.app).opt["parts"].stop()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
-
 
 async def serve_until_stopped(settings: Settings) -> None:
     host, port = settings.host, settings.port
@@ -4683,7 +4322,6 @@ async def serve_until_stopped(settings: Settings) -> None:
             click.echo(FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}")
             await Server(config).serve([listener])
 
-
 async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
                       server: str = "", key: str = "") -> T:  # fmt: skip
     """Work with the server named, with the one on the data folder, or with one opened for the moment."""
@@ -4701,7 +4339,6 @@ async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Aw
                                    headers={"Authorization": f"Bearer {token}"})  # fmt: skip
         return await work(await stack.enter_async_context(client))
 
-
 async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     """The data of an answer.  A refusal ends the command with its sentence."""
     body = {name: value for name, value in wish.items() if value is not None}
@@ -4713,7 +4350,6 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
         raise click.ClickException("{code}: {message}".format_map(content["error"]))
     return content["data"]
 
-
 def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: str) -> T:
     """Run a command; of what it was refused click makes one line."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -4721,12 +4357,10 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     os.umask(0o077)
     return uvloop.run(work(read_settings(os.environ | environ), *args))
 
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
     click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])  # fmt: skip
 def main() -> None:
     """VideoFly: a whole AI-video business in one process and one SQLite file."""
-
 
 @main.command()
 @click.option("--host", "VIDEOFLY_HOST", help="Address to listen on.")
@@ -4734,7 +4368,6 @@ def main() -> None:
 def serve(**named: str | int | None) -> None:
     """Run the server."""
     start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
-
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""
@@ -4749,7 +4382,6 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
                                default=defaults.get(name), help=about.get("description"))  # fmt: skip
 
-
 def operation(words: str, help: str, line: str, body: type[Input] | None, show: Callable[[Any], str]) -> None:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
 
@@ -4762,20 +4394,16 @@ def operation(words: str, help: str, line: str, body: type[Input] | None, show: 
     home = cast(click.Group, main.commands[group]) if group else main
     home.add_command(click.Command(name, callback=run_command, params=[*parameters(body)], help=help))
 
-
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
-
 
 def show_books(found: Any) -> str:
     total = f"{found['transactions']} transactions, head {found['headHash']}: "
     return "\n".join([*found["faults"], total + ("valid" if found["valid"] else "NOT VALID")])
 
-
 def show_checks(found: Any) -> str:
     return "\n".join(
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
-
 
 operation("user add", "Make an account, with the welcome credits.", "POST users", UserWish, show_account)
 operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
@@ -4785,7 +4413,6 @@ operation("grant", "Give credits.", "POST credits/grant", Grant, "available: {av
 operation("audit", "Replay the journal: every hash, every balance.", "GET audit", None, show_books)
 operation("check", "Look at everything the server stands on.", "GET check", None, show_checks)
 
-
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")
 @click.option("--server", envvar="VIDEOFLY_SERVER", show_envvar=True, help="Address of a server elsewhere.")
@@ -4794,7 +4421,6 @@ def generate_command(out: Path, server: str | None, key: str | None, **wish: Any
     """Make a video and fetch it."""
     start(with_client, lambda client: make_video(client, wish, out), server or "", key or "")
     click.echo(str(out))
-
 
 async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path) -> None:
     """Order a video, show how it comes along, and fetch it."""
@@ -4809,7 +4435,6 @@ async def make_video(client: httpx.AsyncClient, wish: dict[str, Any], out: Path)
         bar.update(100 - bar.pos)
     await fetch_video(client, now["videoUrl"], out)
 
-
 async def fetch_video(client: httpx.AsyncClient, url: str, out: Path) -> None:
     """Stream a file to disk; without our key, where it is another's address."""
     elsewhere = not url.startswith(str(client.base_url).rstrip("/") + "/")
@@ -4821,7 +4446,6 @@ async def fetch_video(client: httpx.AsyncClient, url: str, out: Path) -> None:
             async for chunk in answer.aiter_bytes():
                 target.write(chunk)
     part.replace(out)
-
 
 if __name__ == "__main__":
     main()

@@ -2,18 +2,21 @@
 
     python tests/benchmark.py [SECONDS] [ROUNDS]
 
-1. Accepted orders a second over HTTP, each durably committed, against a bare Litestar endpoint that decodes
-   and encodes the same bodies.  Both servers run as they are deployed (uvicorn, uvloop, httptools, one
-   process); one client of many connections drives them in turn.  The worker stands still: who makes the
-   videos is elsewhere.
+1. Accepted orders a second over HTTP, and signed webhooks of purchases, each durably committed, against a
+   bare Litestar endpoint that decodes and encodes the same bodies as an order.  Both servers run as they are
+   deployed (uvicorn, uvloop, httptools, one process); one client of many connections drives them in turn.
+   The worker stands still: who makes the videos is elsewhere.
 2. Start to ready, and memory when idle, of the real server.
 """
 
 import asyncio
 import contextlib
+import hmac
+import itertools
 import json
 import os
 import platform
+import re
 import sqlite3
 import statistics
 import subprocess
@@ -32,7 +35,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import videofly as v
 
 PEOPLE, CONNECTIONS = 1000, 128
-BODY = b'{"model":"preview","prompt":"a red fox over snow","duration":5}'
+ORDER = b'{"model":"preview","prompt":"a red fox over snow","duration":5}'
+SECRET = "whsec_benchmark"
+SAMPLE = (Path(__file__).parent / "creem-events/checkout.completed.onetime.json").read_text()
+SAMPLE = re.sub(r'"(evt|ch|ord|tran)_\w+"', r'"\1_NUMBER"', SAMPLE)
+OURS = {"prod_StarterPack0001": "starter-pack", "cust_7aVideoFlyDemo0001": "cust_USER", "user_0001": "USER"}
+SAMPLE = re.sub("|".join(OURS), lambda found: OURS[found[0]], SAMPLE)
+NUMBERS = itertools.count()  # no event comes twice
 
 
 # --- the two servers
@@ -55,13 +64,14 @@ async def serve_bare(port, _):
     await serve(Litestar([bare], openapi_config=None, logging_config=None), port)
 
 
-async def serve_videofly(port, keys_file):
+async def serve_videofly(port, people_file):
     """The server with a thousand people, each with a key and credits to spare."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = v.Settings(data=folder, port=port, video_max_concurrent=100_000)
+        limits = {"video_max_concurrent": 100_000}
+        settings = v.Settings(data=folder, port=port, creem_webhook_secret=SECRET, **limits)
         async with v.open_app(settings) as app:
-            keys = await asyncio.gather(*[a_person(app, n) for n in range(PEOPLE)])
-            Path(keys_file).write_text(json.dumps(keys))
+            people = await asyncio.gather(*[a_person(app, n) for n in range(PEOPLE)])
+            Path(people_file).write_text(json.dumps(people))
             await serve(v.http(app), port)
 
 
@@ -86,7 +96,7 @@ async def a_person(app, n):
         now=app.now(),
     )
     await app.db.write(v.add_key, user_id=user["id"], wish=v.KeyWish(), new_key=key, now=app.now())
-    return key
+    return user["id"], key
 
 
 # --- the client
@@ -103,7 +113,8 @@ class Connection(asyncio.Protocol):
         self.send()
 
     def send(self):
-        self.transport.write(next(self.requests))
+        for request in itertools.islice(self.requests, 1):
+            self.transport.write(request)
 
     def data_received(self, data):
         self.buffer += data
@@ -111,7 +122,7 @@ class Connection(asyncio.Protocol):
         at = head.lower().find(b"content-length: ")
         if at < 0 or len(rest) < int(head[at + 16 :].split(b"\r\n", 1)[0]):
             return
-        if head.startswith(b"HTTP/1.1 201"):
+        if head.startswith(b"HTTP/1.1 20"):
             self.accepted += 1
         else:
             self.refused += 1
@@ -119,27 +130,36 @@ class Connection(asyncio.Protocol):
         self.send()
 
 
-def requests_of(keys, start):
-    n = start
-    while True:
-        n = (n + 1) % len(keys)
-        yield (
-            b"POST /api/v1/video/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (keys[n].encode(), len(BODY), BODY)
-        )
+def request(path, header, body):
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{header}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def accepted_per_second(port, keys, seconds):
+def order(user, key):
+    return request("/api/v1/video/generate", f"Authorization: Bearer {key}", ORDER)
+
+
+def webhook(user, key):
+    """A purchase of its own."""
+    body = SAMPLE.replace("USER", user).replace("NUMBER", str(next(NUMBERS))).encode()
+    signature = hmac.digest(SECRET.encode(), body, "sha256").hex()
+    return request("/api/webhooks/creem", f"creem-signature: {signature}", body)
+
+
+async def accepted_per_second(port, make, people, seconds):
     loop, connections = asyncio.get_running_loop(), []
     for n in range(CONNECTIONS):
-        start = n * len(keys) // CONNECTIONS
+        mine = itertools.cycle(people[n::CONNECTIONS])
         _, connection = await loop.create_connection(
-            lambda start=start: Connection(requests_of(keys, start)), "127.0.0.1", port
+            lambda mine=mine: Connection(make(*who) for who in mine), "127.0.0.1", port
         )
         connections.append(connection)
     began = time.perf_counter()
     await asyncio.sleep(seconds)
     accepted, took = sum(c.accepted for c in connections), time.perf_counter() - began
+    for connection in connections:
+        connection.requests = iter(())
+    await asyncio.sleep(0.5)  # for what is under way
     refused = sum(c.refused for c in connections)
     for connection in connections:
         connection.transport.abort()
@@ -170,19 +190,20 @@ def wait_for(port, path="/"):
 
 def compare(seconds, rounds):
     with tempfile.TemporaryDirectory() as folder:
-        keys_file = f"{folder}/keys.json"
-        with server("serve_bare", 8791), server("serve_videofly", 8792, keys_file):
-            keys = json.loads(Path(keys_file).read_text())
-            ratios = []
+        people_file = f"{folder}/people.json"
+        with server("serve_bare", 8791), server("serve_videofly", 8792, people_file):
+            people, ratios = json.loads(Path(people_file).read_text()), {order: [], webhook: []}
             for n in range(rounds + 1):
-                plain = uvloop.run(accepted_per_second(8791, keys, seconds))
-                orders = uvloop.run(accepted_per_second(8792, keys, seconds))
-                ratios.append(orders / plain)
-                name = f"round {n}" if n else "warm-up"
-                print(f"{name}: bare {plain:.0f}/s, orders {orders:.0f}/s, ratio {orders / plain:.3f}")
-    counted = ratios[1:]
-    median = statistics.median(counted)
-    print(f"orders / bare: median {median:.3f}, min {min(counted):.3f}, max {max(counted):.3f}")
+                plain = uvloop.run(accepted_per_second(8791, order, people, seconds))
+                print(f"round {n}" if n else "warm-up", f"bare {plain:.0f}/s", sep=": ", end="")
+                for make, counted in ratios.items():
+                    found = uvloop.run(accepted_per_second(8792, make, people, seconds))
+                    counted.append(found / plain)
+                    print(f", {make.__name__}s {found:.0f}/s, ratio {found / plain:.3f}", end="")
+                print()
+    for make, (_, *counted) in ratios.items():
+        median = statistics.median(counted)
+        print(f"{make.__name__}s / bare: median {median:.3f}, min {min(counted):.3f}, max {max(counted):.3f}")
 
 
 # --- the real server at rest

@@ -87,7 +87,9 @@ def test_most_functions_are_seen_at_a_glance():
 
 
 def test_the_book_is_short():
+    """Its definitions lie one blank line apart, everywhere: sections have banners."""
     assert SOURCE.count("\n") < 4500
+    assert "\n\n\n" not in SOURCE
 
 
 def test_the_pure_sections_touch_neither_clock_nor_network_nor_chance():

@@ -194,6 +194,12 @@ def test_a_yearly_plan_ends_with_its_year(db):
     assert credits(db, now=1_772_352_305_000 + 366 * v.DAY) == (0, 0)
 
 
+def test_a_year_that_is_heard_of_late_lasts_a_year(db):
+    later = 1_800_000_000_000
+    hear(db, body("subscription.paid.initial", object__product__id="prod_ProYearly0001"), now=later)
+    assert credits(db, now=later + 364 * v.DAY) == (11520, 0)
+
+
 def test_the_price_of_the_day_counts_also_when_it_is_told_again(db):
     hear(db, PACK)
     dearer = v.msgspec.structs.replace(CATALOGUE.packs[0], credits=999)
@@ -455,6 +461,12 @@ def test_a_subscription_stands_as_its_latest_event_says(db, names, end):
         end = ("active", 1) if "paid" in late else ("past_due", 1)
     assert found == end
     assert credits(db)[1] == 0
+
+
+def test_an_end_is_final_whatever_comes_after_it(db):
+    late = {"object__updated_at": "2026-12-01T00:00:00.000Z"}
+    hear(db, *SUBSCRIBED, body("subscription.canceled"), body("subscription.past_due", **late))
+    assert standing(db)[0][0] == "canceled"
 
 
 # --- whose it is

@@ -346,7 +346,7 @@ class Payments(RuleBasedStateMachine):
 
     # --- what happens here
 
-    @rule(hours=st.sampled_from([1, 20, 24 * 8, 24 * 31]), sweep=st.booleans())
+    @rule(hours=st.sampled_from([1, 20, 24 * 8, 24 * 31, 24 * 400]), sweep=st.booleans())
     def pass_time(self, hours, sweep):
         self.books.now += hours
         self.creem.clock.pass_s(hours * 3600)
@@ -464,6 +464,6 @@ class Payments(RuleBasedStateMachine):
 
 # The same examples each time, so that what fails here fails everywhere; the blob repeats a failure by itself.
 Payments.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
+    max_examples=120, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=True,
     phases=[Phase.generate, Phase.shrink], suppress_health_check=[HealthCheck.too_slow])
 TestPayments = Payments.TestCase
