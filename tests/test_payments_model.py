@@ -200,8 +200,8 @@ class Payments(RuleBasedStateMachine):
         return at(self.books.now)
 
     def do(self, fn, **words):
-        [(result, problem)], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
-        assert problem is None, problem
+        [result], _ = v.commit(self.db, [functools.partial(fn, now=self.now, **words)])
+        assert not isinstance(result, BaseException), result
         return result
 
     # --- telling
