@@ -3370,8 +3370,6 @@ async def reconcile(app: App) -> int:
 
 async def look_after_payments(app: App) -> None:
     """At start and daily: what an operator should know, and what Creem may not have told."""
-    if isinstance(app.creem, Sandbox):
-        log.warning("payments are acted out: people can give themselves credits until CREEM_API_KEY is set")
     with contextlib.suppress(asyncio.CancelledError):
         try:
             if missing := await unknown_products(app):
@@ -4320,6 +4318,8 @@ async def serve_until_stopped(settings: Settings) -> None:
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
             url, token = settings.public_url or local_url(settings), app.set_up_token
             click.echo(FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}")
+            if isinstance(app.creem, Sandbox):
+                click.echo("Payments are acted out, so all credits are free, until CREEM_API_KEY is set.")
             await Server(config).serve([listener])
 
 async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
