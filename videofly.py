@@ -52,7 +52,6 @@ import signal
 import socket
 import sqlite3
 import sys
-import textwrap
 import time
 import tomllib
 import typing
@@ -2227,7 +2226,6 @@ def write_poster(path: Path, target: Path) -> None:
 FPS = 24
 ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": "48", "colorspace": "smpte170m"}
 NOTE = "VideoFly preview renderer: a moving picture computed from the prompt, not an AI model"
-PLAIN = str.maketrans("\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d", "----''\"\"")  # dashes and quotes
 
 def clouds(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[Image.Image]:
     """Soft colours that drift to and fro, so that the last picture meets the first."""
@@ -2246,17 +2244,6 @@ def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) 
         ease = 0.5 - 0.5 * math.cos(math.pi * index / frames)
         yield ImageOps.fit(still, size, Image.Resampling.HAMMING, edge + more * ease, (0.4 + 0.2 * ease,) * 2)
 
-def overlay(text: str, size: tuple[int, int]) -> Image.Image:
-    """What lies over each picture: PREVIEW, so that nobody takes it for an AI result, and the text, unless
-    the built-in font lacks its letters."""
-    sheet, pitch, text = Image.new("RGBA", size), max(12, min(size) // 22), text.translate(PLAIN)
-    letters = max(8, size[0] // pitch - 4)  # of the widest, which is as wide as it is high
-    lines = textwrap.wrap(text if text.isascii() else "", letters, max_lines=3, placeholder="...")
-    ImageDraw.Draw(sheet).text((2 * pitch, size[1] - 2 * pitch), "\n".join(["PREVIEW", *lines]), "#fff",
-                               anchor="ld", spacing=pitch / 3, font_size=pitch, stroke_width=pitch / 10,
-                               stroke_fill="#000c")  # fmt: skip
-    return sheet
-
 def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width: int, height: int,
                    image: bytes | None, report: Callable[[int], None]) -> None:  # fmt: skip
     """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
@@ -2265,7 +2252,9 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
     rng, text = random.Random(f"{seed}\n{prompt}"), " ".join(prompt.split())
     size, frames = (width, height), seconds * FPS
     pictures = clouds(rng, size, frames) if image is None else camera(rng, size, frames, image)
-    ink = overlay(text, size)
+    ink, pitch = Image.new("RGBA", size), max(12, min(size) // 22)
+    ImageDraw.Draw(ink).text((size[0] - pitch, pitch), "PREVIEW", "#fff", anchor="rt", font_size=pitch,
+                             stroke_width=pitch / 10, stroke_fill="#000c")
     report(0)
     try:
         with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as out:

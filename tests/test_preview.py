@@ -80,26 +80,12 @@ def test_the_file_says_that_no_ai_made_it(tmp_path):
 
 
 @pytest.mark.parametrize("image", [None, still()], ids=["a prompt", "a still"])
-@pytest.mark.parametrize("prompt", ["", "A red kite", "一只猫"])
-def test_every_picture_says_that_it_is_a_preview(tmp_path, prompt, image):
-    word = v.overlay(prompt, (640, 360))  # white letters with a black line around them
-    white, black = (word.getchannel("A").point(lambda a: 255 * (a == 255)), word.getchannel("A"))
-    film = [*pictures(make(tmp_path / "a.mp4", prompt=prompt, width=640, height=360, image=image))]
-    for picture in (film[0], film[12], film[-1]):
-        grey = picture.convert("L")
-        inked, around = (Image.composite(grey, Image.new("L", grey.size, back), mask).crop(word.getbbox())
-                         for back, mask in ((0, white), (255, black)))  # fmt: skip
-        assert inked.getextrema()[1] > 220 and around.getextrema()[0] < 90
-    assert word.getbbox()[3] - word.getbbox()[1] >= 10
-
-
-def test_the_mark_is_the_word_preview():
-    """The same word, whatever the prompt, above it."""
-    plain, with_text = v.overlay("", (640, 360)), v.overlay("a", (640, 360))
-    (left, top, right, bottom), moved = plain.getbbox(), with_text.getbbox()
-    lifted = with_text.crop((left, moved[1], right, moved[1] + bottom - top))
-    assert lifted.tobytes() == plain.crop((left, top, right, bottom)).tobytes()
-    assert right - left > 4 * (bottom - top)  # seven letters
+@pytest.mark.parametrize("size", [(640, 360), (360, 640), (214, 120)])
+def test_every_picture_says_that_it_is_a_preview(tmp_path, size, image):
+    film = [*pictures(make(tmp_path / "a.mp4", width=size[0], height=size[1], image=image))]
+    for picture in (film[0], film[12], film[-1]):  # white letters with a black line around them
+        corner = picture.convert("L").crop((size[0] - 100, 10, size[0] - 10, 30))
+        assert corner.getextrema()[1] > 220 and corner.getextrema()[0] < 90
 
 
 def test_the_picture_depends_on_prompt_and_seed_and_nothing_else(tmp_path):
@@ -122,24 +108,6 @@ PROMPTS = ["一只猫在弹钢琴", "🦊", "a 🦊 in the 雪", "W" * 500, "a\n
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_any_prompt_can_be_rendered(tmp_path, prompt):
     assert v.probe(make(tmp_path / "a.mp4", prompt=prompt)).duration_ms == 1000
-
-
-@pytest.mark.parametrize("text", ["一只猫", "a 🦊 in the 雪", "العربية", "Käfer"])
-def test_a_prompt_that_the_font_cannot_draw_leaves_no_boxes(text):
-    assert v.overlay(text, (640, 360)).tobytes() == v.overlay("", (640, 360)).tobytes()
-
-
-@pytest.mark.parametrize("text", ["A red kite", "rain – neon — night‑time", "it’s “now”"])
-def test_a_prompt_that_the_font_can_draw_is_the_caption(text):
-    assert v.overlay(text, (640, 360)).tobytes() != v.overlay("", (640, 360)).tobytes()
-
-
-@pytest.mark.parametrize("size", [(854, 480), (480, 854), (720, 720), (2520, 1080), (214, 120), (120, 214)])
-@pytest.mark.parametrize("text", ["Neon", "word " * 800, "W" * 500, "WWW MMM " * 30])
-def test_a_caption_stays_inside_the_picture(text, size):
-    (left, top, right, bottom), margin = v.overlay(text, size).getbbox(), min(size) / 30
-    assert left > margin and top > margin and right < size[0] - margin and bottom < size[1] - margin
-    assert bottom - top < 0.6 * size[1]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
