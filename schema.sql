@@ -301,6 +301,7 @@ CREATE TABLE videos (
 -- Ids begin with the time, so these two list a user's videos; the first also counts those being made.
 CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
 CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
+CREATE INDEX videos_kept      ON videos (finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
 -- With the names that people see.
@@ -490,6 +491,20 @@ CREATE VIEW subscriptions AS
     WHERE id = (SELECT id FROM payment_events WHERE subscription_id = e.subscription_id AND standing IS NOT NULL
                 ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, period_start_at DESC, id DESC LIMIT 1);
 
+------------------------------------------------------------------------------------------ jobs --
+
+-- What is done on a schedule.  When it is due, and who is doing it until when, is kept here, so that a job is
+-- made up for after the server was away, and two never do it at once.
+CREATE TABLE jobs (
+    name             TEXT    NOT NULL PRIMARY KEY,
+    due_at           INTEGER NOT NULL,
+    leased_until_at  INTEGER NOT NULL DEFAULT 0,
+    began_at         INTEGER,
+    succeeded_at     INTEGER,
+    runs             INTEGER NOT NULL DEFAULT 0,
+    result           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(result))
+) STRICT, WITHOUT ROWID;
+
 ---------------------------------------------------------------------------------------- events --
 
 -- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it
@@ -540,6 +555,28 @@ CREATE VIEW report_orders AS        -- payments; cents
 CREATE VIEW report_subscriptions AS
     SELECT s.id, u.email, s.plan, s.status, s.is_running, s.customer_id, s.period_start_at, s.period_end_at, s.occurred_at
     FROM subscriptions s LEFT JOIN users u ON u.id = s.user_id;
+
+CREATE VIEW report_users AS
+    SELECT a.id, a.email, a.plan, a.is_admin, a.is_disputed, a.created_at,
+           (SELECT coalesce(sum(remaining), 0) FROM credit_packages WHERE user_id = a.id) AS credits_remaining,
+           (SELECT coalesce(sum(used), 0) FROM credit_packages WHERE user_id = a.id) AS credits_used,
+           (SELECT count(*) FROM videos WHERE user_id = a.id) AS videos
+    FROM accounts a;
+
+CREATE VIEW report_models AS        -- what was charged, and what providers took for it, in whatever they count
+    SELECT v.model, count(*) AS videos, sum(v.status = 'COMPLETED') AS completed, sum(v.status = 'FAILED') AS failed,
+           sum(iif(v.status = 'COMPLETED', v.credits, 0)) AS credits_charged,
+           (SELECT sum(cost) FROM provider_jobs j JOIN videos o ON o.id = j.video_id WHERE o.model = v.model) AS cost
+    FROM videos v GROUP BY v.model;
+
+CREATE VIEW report_failures AS      -- by provider, and how it put it
+    SELECT max(id) AS id, provider, state, error, count(*) AS times, max(began_at) AS last_at
+    FROM provider_jobs WHERE state IN ('failed', 'refused', 'away', 'missing', 'unknown') GROUP BY provider, state, error;
+
+CREATE VIEW report_unearned AS      -- credits that may still be spent, by the month in which they end
+    SELECT coalesce(strftime('%Y-%m', expires_at / 1000, 'unixepoch'), 'never') AS month, trans_type,
+           sum(remaining + frozen) AS credits, count(*) AS packages
+    FROM credit_packages WHERE remaining + frozen > 0 GROUP BY 1, 2;
 
 CREATE VIEW report_debts AS
     SELECT d.user_id, u.email, d.credits, d.since_at FROM debts d JOIN users u ON u.id = d.user_id;

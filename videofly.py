@@ -80,6 +80,7 @@ import urllib3
 import uvicorn
 import uvloop
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.cron import CronTrigger
 from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
@@ -118,7 +119,7 @@ def _(description: str, **limits: Any) -> msgspec.Meta:
 
 def variable(field: str) -> str:
     """The environment variable of a field of Settings; what has a name elsewhere keeps it."""
-    known = field.startswith(("s3_", "video_", "creem_", "upgrade_"))
+    known = field.startswith(("s3_", "video_", "creem_", "upgrade_", "cron_"))
     return field.upper() if known else f"VIDEOFLY_{field.upper()}"
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
@@ -137,6 +138,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     link_minutes: Annotated[int, _("life of a link to a file, minutes", ge=1, le=10080)] = 60
     video_max_concurrent: Annotated[int, _("unfinished videos a user may have", ge=1, le=100_000)] = 3
     video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
+    video_failed_days: Annotated[int, _("a failed video is kept, days", ge=1, le=36500)] = 30
+    video_completed_days: Annotated[int, _("a completed one is kept, days", ge=1, le=36500)] = 90
+    cron_secret: Annotated[str, _("lets an outside scheduler run /api/cron/…; empty: nobody")] = ""
     creem_api_key: Annotated[str, _("Creem's API key; empty: payments are acted out", pattern=CREEM_KEY)] = ""
     creem_webhook_secret: Annotated[str, _("what Creem signs its webhooks with")] = ""
     creem_moderation: Annotated[Literal["on", "off"], _("real payments: Creem judges each prompt")] = "on"
@@ -266,6 +270,7 @@ VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
+LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
@@ -534,6 +539,30 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after  # fmt: skip
+
+JobRuns = TypedDict("JobRuns", {
+    "name": str, "dueAt": datetime, "beganAt": datetime | None, "succeededAt": datetime | None, "runs": int,
+    "result": dict[str, Any]})
+JobList = TypedDict("JobList", {"jobs": list[JobRuns]})
+
+def list_jobs(db: Db) -> JobList:
+    return {"jobs": many(db, JobRuns, "FROM jobs ORDER BY name")}
+
+def claim_job(db: Db, *, name: str, next_at: int, at_once: bool, now: int) -> bool:
+    """Take a scheduled job that is due, or is wanted at_once, if nobody has it.  What a clock that was set
+    back since has put off, or leased, for too long counts no more."""
+    insert(db, "jobs", "ON CONFLICT (name) DO NOTHING", name=name, due_at=now)
+    return bool(run(db, """
+        UPDATE jobs SET leased_until_at = :until, began_at = :now, due_at = min(due_at, :next_at)
+        WHERE name = :name AND leased_until_at NOT BETWEEN :now AND :until
+          AND (due_at <= :now OR due_at > :next_at OR :at_once)
+    """, name=name, next_at=next_at, at_once=at_once, until=now + LEASE, now=now))
+
+def end_job(db: Db, *, name: str, due_at: int, result: dict[str, Any], now: int) -> None:
+    run(db, """
+        UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
+                        succeeded_at = iif(:failed, succeeded_at, :now) WHERE name = :name
+    """, name=name, due_at=due_at, result=as_json(result), failed="error" in result, now=now)
 
 # ---------------------------------------------------------------------------
 # 4  Templates
@@ -2047,6 +2076,15 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
         now=now, id=id)  # fmt: skip
 
+def archive_videos(db: Db, *, failed_before: int, completed_before: int, now: int) -> dict[str, int]:
+    """Take away some of the videos that have been kept long enough, and say how many by status.  Their files
+    go after a day, when the worker comes by."""
+    return Counter(status for (status,) in db.execute("""
+        UPDATE videos SET deleted_at = :now, due_at = :now + :day, changed_at = :now WHERE id IN (
+            SELECT id FROM videos WHERE deleted_at IS NULL AND status IN ('FAILED', 'COMPLETED')
+            AND finished_at <= iif(status = 'FAILED', :failed, :completed) LIMIT 500) RETURNING status
+    """, {"now": now, "day": DAY, "failed": failed_before, "completed": completed_before}).fetchall())
+
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
                 catalog_version: str, now: int) -> Video:  # fmt: skip
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
@@ -3357,15 +3395,11 @@ async def reconcile(app: App) -> int:
         await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
     return await app.db.read(count_events) - before
 
-async def look_after_payments(app: App) -> None:
-    """At start and daily: what an operator should know, and what Creem may not have told."""
-    with contextlib.suppress(asyncio.CancelledError):
-        try:
-            if missing := await unknown_products(app):
-                log.error("payments: Creem does not know %s; is the key of another mode?", ", ".join(missing))
-            await reconcile(app)
-        except PaymentsFailed as failure:
-            log.error("payments: %s", failure.message)
+async def look_after_payments(app: App) -> dict[str, Any]:
+    """What an operator should know, and what Creem may not have told.  Raises PaymentsFailed."""
+    if missing := await unknown_products(app):
+        log.error("payments: Creem does not know %s; is the key of another mode?", ", ".join(missing))
+    return {"heard": await reconcile(app), "unknownProducts": missing}
 
 async def unknown_products(app: App) -> list[str]:
     """Products of the catalogue that Creem does not know.  Raises PaymentsFailed."""
@@ -3374,13 +3408,55 @@ async def unknown_products(app: App) -> list[str]:
     known = {item.get("id") async for item in items(creem, "/v1/products/search")}
     return [product.id for product in app.catalogue.products if product.at_creem not in known]
 
-async def clean_up(app: App) -> None:
-    """Let credits expire, and delete what has had its time: harmless to repeat."""
+async def expire_credits(app: App) -> dict[str, Any]:
+    packages = 0
+    while some := await app.write(expire):
+        packages += some
+    return {"expiredPackages": packages}
+
+async def clean_up_videos(app: App) -> dict[str, Any]:
+    kept, now, done = app.settings, app.now(), Counter[str]()
+    while some := await app.write(archive_videos, failed_before=now - kept.video_failed_days * DAY,
+                                  completed_before=now - kept.video_completed_days * DAY):  # fmt: skip
+        done.update(some)
+    return {"deletedFailed": done["FAILED"], "archivedCompleted": done["COMPLETED"]}
+
+async def prune(app: App) -> dict[str, Any]:
+    """Delete what has had its time."""
+    await app.write(forget_old)
+    await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
+    return {}
+
+async def audit_books(app: App) -> dict[str, Any]:
+    if faults := (await app.db.read(audit))["faults"]:
+        log.error("the books are wrong: %s", "; ".join(faults))
+    return {"faults": faults}
+
+# When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
+JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any]]]]] = {
+    "expire-credits": ("0 2 * * *", expire_credits), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
+    "reconcile": ("30 2 * * *", look_after_payments), "audit": ("0 4 * * *", audit_books),
+    "prune": ("*/10 * * * *", prune)}
+
+async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
+    """Do a job that is due, or is wanted at_once, and keep what came of it; None if it is not due, or runs."""
+    crontab, act = JOBS[name]
+    fire = CronTrigger.from_crontab(crontab, UTC).get_next_fire_time(None, moment(app.now() + 1))
+    next_at = int(fire.timestamp()) * SECOND
+    if not await app.write(claim_job, name=name, next_at=next_at, at_once=at_once):
+        return None
+    try:
+        result, due_at = await act(app), next_at
+    except Exception as failure:
+        log.exception("job %s", name)
+        result, due_at = {"error": str(failure) or type(failure).__name__}, app.now() + LEASE
+    await app.write(end_job, name=name, due_at=due_at, result=result)
+    return result
+
+async def run_due_jobs(app: App) -> None:
     with contextlib.suppress(asyncio.CancelledError):  # which is how the scheduler stops it, and no news
-        while await app.write(expire):
-            pass
-        await app.write(forget_old)
-        await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
+        for name in JOBS:
+            await run_job(app, name)
 
 def remove_renders(data: Path, older_than: int) -> None:
     for file in (data / "renders").iterdir():
@@ -3391,8 +3467,7 @@ def remove_renders(data: Path, older_than: int) -> None:
 async def working(app: App) -> AsyncIterator[None]:
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
-    for job, minutes in ((clean_up, 1), (look_after_payments, 1440)):  # harmless to repeat; run at start too
-        scheduler.add_job(job, "interval", [app], next_run_time=datetime.now(UTC), minutes=minutes)
+    scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
     try:
@@ -3961,9 +4036,21 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
     await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
     return ok({"received": True})
 
-async def reconcile_now(request: Request) -> Answer[dict[str, int]]:
-    """Ask Creem for all that it may not have told, and say how many events were new."""
-    return ok({"heard": await reconcile(request.parts)})
+async def run_job_now(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
+    """What came of a job that is run now; at most once at a time."""
+    if name not in JOBS:
+        raise NotFound(f"The jobs are {', '.join(JOBS)}.")
+    if (result := await run_job(request.parts, name, at_once=True)) is None:
+        raise Busy("That job is running.")
+    return ok(result)
+
+@get("/api/cron/{name:str}", include_in_schema=False)
+async def run_by_cron(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
+    """For schedulers elsewhere, which have the CRON_SECRET."""
+    secret, given = request.parts.settings.cron_secret, request.headers.get("authorization", "")
+    if not secret or not hmac.compare_digest(given.encode(), f"Bearer {secret}".encode()):
+        raise Unauthorized("Send Authorization: Bearer and the CRON_SECRET.")
+    return await run_job_now(request, name)
 
 SandboxCheckout = TypedDict("SandboxCheckout", {
     "name": str, "cents": int, "currency": str, "interval": str | None, "credits": int})
@@ -4216,7 +4303,8 @@ ADDRESSES = [
         "replay_event   POST   /api/v1/admin/events/{id:str}/replay   200": replay_event,
         "try_event      POST   /api/v1/admin/events/{id:str}/dry-run  200": try_event,
         "assign_event   POST   /api/v1/admin/events/{id:str}/assign   200": assign_event,
-        "reconcile      POST   /api/v1/admin/reconcile           200": reconcile_now,
+        "list_jobs      GET    /api/v1/admin/jobs": list_jobs,
+        "run_job        POST   /api/v1/admin/jobs/{name:str}     200": run_job_now,
         "audit          GET    /api/v1/admin/audit": audit,
         "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
 
@@ -4266,7 +4354,7 @@ def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
     return Litestar(
-        [*ADDRESSES, provider_callback, creem_webhook, media, show_page, show_health,
+        [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},

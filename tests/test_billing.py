@@ -526,7 +526,7 @@ async def test_what_was_never_told_is_found_by_reconciling(store, clock):
     _, pack = await store.check_out("starter")
     _, plan = await store.check_out("pro")
     creem.pay(pack), creem.pay(plan)  # and every webhook is lost
-    line = "POST /api/v1/admin/reconcile"
+    line = "POST /api/v1/admin/jobs/reconcile"
     assert (await ask(client, line))["heard"] > 0
     assert await balance(client) == (1240, 0, "pro")
     clock.pass_s(30 * 86400)
@@ -546,7 +546,7 @@ async def test_reconciling_reads_every_page(store):
     for n in range(3):
         store.creem.buy("prod_StarterPack0001", email=f"{n}@example.com")
     asked = list(store.creem.calls)
-    await ask(store.client, "POST /api/v1/admin/reconcile")
+    await ask(store.client, "POST /api/v1/admin/jobs/reconcile")
     assert await rows(store.app, "SELECT count(*) FROM payment_events WHERE state = 'attention'") == [(3,)]
     assert len(store.creem.calls) > len(asked)
 
