@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent.parent
 # Those that notice most in the least time; what they miss, all the others get to see.
-FIRST = ["ledger_cases", "videos", "accounts", "storage", "bad_input", "schema", "database", "crashes"]
-FIRST += ["ledger"]  # last, for it looks long for the smallest example
+FIRST = ["ledger_cases", "payments", "videos", "accounts", "storage", "bad_input", "schema", "database"]
+FIRST += ["crashes", "billing", "payments_model", "ledger"]  # models look long for the smallest example
 SLOW = 600  # seconds; a fault that makes the tests hang was noticed
 
 
