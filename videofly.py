@@ -1611,9 +1611,10 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
     run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
         state=state, effect=effect, id=id)  # fmt: skip
     for (other,) in db.execute("""
-        SELECT id FROM payment_events
-        WHERE state = 'attention' AND (payment = ? OR subscription_id = ?) LIMIT 100
-    """, [event.payment, event.subscription_id]).fetchall() if state == "applied" else ():  # fmt: skip
+        SELECT w.id FROM payment_events e JOIN payment_events w
+            ON w.payment = e.payment OR w.subscription_id = e.subscription_id OR w.customer_id = e.customer_id
+        WHERE e.id = ? AND w.state = 'attention' LIMIT 100
+    """, [id]).fetchall() if state == "applied" else ():  # fmt: skip
         apply_event(db, id=other, shop=shop, now=now)
     return effect
 
@@ -1818,15 +1819,17 @@ def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
         db.execute("ROLLBACK TO trial")
 
 def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> Effect:
-    """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished."""
-    user, event = get_user(db, email=wish.email), find_event(db, id=id)
+    """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished:
+    what was applied, and a subscription or payment that is somebody's, stays theirs."""
+    user_id, event = get_user(db, email=wish.email)["id"], find_event(db, id=id)
     if wish.product and shop.catalogue.product(wish.product) is None:
         raise ProductNotFound
     if not run(db, """
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
-        WHERE id = :id AND state = 'attention'
-    """, user_id=user["id"], product=wish.product, id=event.id):
-        raise AlreadyFinished("Only what needs attention can be assigned.")
+        WHERE id = :id AND state = 'attention' AND NOT EXISTS (
+            SELECT 1 FROM payment_owners WHERE event_id = :id AND rank <= 2 AND user_id <> :user_id)
+    """, user_id=user_id, product=wish.product, id=event.id):
+        raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return replay_event(db, id=id, shop=shop, now=now)
 
 def count_events(db: Db, *, state: str = "") -> int:
@@ -3439,7 +3442,7 @@ JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any]]]]] = {
     "prune": ("*/10 * * * *", prune)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
-    """Do a job that is due, or is wanted at_once, and keep what came of it; None if it is not due, or runs."""
+    """Do a job that is due, or is wanted at_once, and keep what came of it; None if not due, or running."""
     crontab, act = JOBS[name]
     fire = CronTrigger.from_crontab(crontab, UTC).get_next_fire_time(None, moment(app.now() + 1))
     next_at = int(fire.timestamp()) * SECOND

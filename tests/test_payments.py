@@ -498,6 +498,27 @@ def test_a_sale_by_a_link_goes_to_whom_the_customer_is(db):
     assert credits(db) == (1240, 0)
 
 
+def test_a_sale_by_a_link_goes_there_also_when_the_customer_becomes_known_later(db):
+    hear(db, body("subscription.paid.initial", object__metadata=None), PACK)
+    assert (credits(db), states(db)) == ((1240, 0), ["applied"] * 2)
+
+
+@pytest.mark.parametrize("wish", [{}, {"product": "ultimate"}])
+def test_what_is_of_somebodys_subscription_cannot_be_assigned_to_another(db, wish):
+    unknown = {"object__product__id": "prod_new", "object__last_transaction_id": "tran_new"}
+    hear(db, *SUBSCRIBED, body("subscription.paid.renewal", **unknown))
+    assert states(db)[-1] == "attention"
+    to_bob = v.Assignment("usr_bob@example.test", **wish)
+    with pytest.raises(v.AlreadyFinished):
+        v.assign_event(db, id="4", wish=to_bob, shop=SHOP, now=NOW)
+    to_mira = v.Assignment("usr_mira@example.test", product="pro")
+    with db:
+        found = v.assign_event(db, id="4", wish=to_mira, shop=SHOP, now=NOW)
+    assert found == {"effect": "960 credits granted."}
+    hear(db, body("subscription.paid.renewal", id="evt_more"))
+    assert (credits(db), credits(db, "usr_bob")) == ((1920, 0), (0, 0))
+
+
 def test_a_payment_of_nobody_waits_until_it_is_known_whose_it_is(db):
     anonymous = [body("subscription.paid.initial", object__metadata=None), body("subscription.active")]
     hear(db, *anonymous)
