@@ -3850,29 +3850,8 @@ async def list_products(request: Request) -> Answer[ProductList]:
 
 Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$(?!\n)", max_length=254)]
 Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
+Wished = Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
-
-class PasswordWish(Input, frozen=True):
-    email: Email
-    password: Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None = None
-
-class UserWish(PasswordWish, frozen=True):
-    is_admin: Annotated[bool, _("make an administrator")] = False
-
-class SetUp(PasswordWish, frozen=True, kw_only=True):
-    token: Given
-
-class SignUp(PasswordWish, frozen=True, kw_only=True):
-    password: Password
-    invite: Given | None = None
-
-class SignIn(Input, frozen=True):
-    email: Given
-    password: Given
-
-class PasswordChange(Input, frozen=True):
-    new_password: Password
-    current_password: Given = ""
 
 async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
                         **given: Any) -> Response[Answer[User]]:  # fmt: skip
@@ -3901,30 +3880,31 @@ async def check_password(request: Request, email: str, password: str,
     await app.db.write(forget_attempt, **attempt)
     return user_id
 
-async def make_first_account(request: Request, data: JSONBody[SetUp]) -> Response[Any]:
+async def make_first_account(request: Request, *, email: Email, password: Wished = None,
+                             token: Given) -> Response[Any]:  # fmt: skip
     """Make the first administrator, with the token of the first start.  Without a password the answer has an
     API key; as plain text, where that is asked for."""
     expected = request.parts.set_up_token
-    if expected is None or not hmac.compare_digest(data.token.encode(), expected.encode()):
+    if expected is None or not hmac.compare_digest(token.encode(), expected.encode()):
         raise LinkExpired("That set-up link is not valid, or not any more.")
-    key = None if data.password else new_api_key()
-    answer = await begin_session(request, set_up, email=data.email, password=data.password, new_key=key)
+    key = None if password else new_api_key()
+    answer = await begin_session(request, set_up, email=email, password=password, new_key=key)
     request.parts.set_up_token = None
     if key and request.headers.get("accept", "").startswith("text/plain"):
         return Response(key, media_type=MediaType.TEXT)
     made = {"user": answer.content.data} | ({"apiKey": key} if key else {})
     return Response(ok(made), cookies=answer.cookies)
 
-async def join(request: Request, data: JSONBody[SignUp]) -> Response[Answer[User]]:
+async def join(request: Request, *, email: Email, password: Password,
+               invite: Given | None = None) -> Response[Answer[User]]:  # fmt: skip
     mode = request.parts.settings.signup
-    if mode == "closed" or (mode == "invite" and not data.invite):
+    if mode == "closed" or (mode == "invite" and not invite):
         raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
-    invite = digest(data.invite or "") if mode == "invite" else None
-    return await begin_session(request, add_user, email=data.email, password=data.password, is_admin=False,
-                               invite_digest=invite)  # fmt: skip
+    return await begin_session(request, add_user, email=email, password=password, is_admin=False,
+                               invite_digest=digest(invite or "") if mode == "invite" else None)  # fmt: skip
 
-async def sign_in(request: Request, data: JSONBody[SignIn]) -> Response[Answer[User]]:
-    user_id = await check_password(request, data.email, data.password)
+async def sign_in(request: Request, *, email: Given, password: Given) -> Response[Answer[User]]:
+    user_id = await check_password(request, email, password)
     return await begin_session(request, get_user, user_id=user_id)
 
 async def sign_out(request: Request) -> Response[None]:
@@ -3932,14 +3912,15 @@ async def sign_out(request: Request) -> Response[None]:
         await request.write(run, sql=END_SESSION, digest=digest(token))
     return Response(None, cookies=[request.cookie("", 0)])
 
-async def change_password(request: Request, data: JSONBody[PasswordChange]) -> Response[Answer[User]]:
+async def change_password(request: Request, *, new_password: Password,
+                          current_password: Given = "") -> Response[Answer[User]]:  # fmt: skip
     """Change the password; every session ends but this one, which gets a new token."""
     if request.user.api_key_id:
         raise Forbidden("An API key cannot set a password; sign in.")
     user = await request.read(get_user)
     if user["hasPassword"]:
-        await check_password(request, user["email"], data.current_password, "currentPassword is wrong.")
-    return await begin_session(request, set_password, email=user["email"], password=data.new_password)
+        await check_password(request, user["email"], current_password, "currentPassword is wrong.")
+    return await begin_session(request, set_password, email=user["email"], password=new_password)
 
 # --- billing
 
@@ -4111,51 +4092,44 @@ Invited = TypedDict("Invited", {"invite": str, "url": str})
 Checked = TypedDict("Checked", {"what": str, "ok": bool, "detail": str})
 CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Checked]})
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
+Note = Annotated[str, _("why; the user sees it", max_length=500)]
+Life = Annotated[Days, _("they expire after so many days; else never")] | None
 
 class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
 
-class Deduction(Input, frozen=True):
-    email: Email
-    credits: Credits
-    note: Annotated[str, _("why; the user sees it", max_length=500)] = ""
-
-class Grant(Deduction, frozen=True):
-    days: Annotated[Days, _("they expire after so many days; else never")] | None = None
-
-class InviteWish(Input, frozen=True):
-    days: Days = 7
-
-def grant_credits(db: Db, *, wish: Grant, now: int) -> Balance:
-    user_id, expires_at = get_user(db, email=wish.email)["id"], now + wish.days * DAY if wish.days else None
-    grant(db, user_id=user_id, credits=wish.credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
-          note=wish.note, expires_at=expires_at, now=now)  # fmt: skip
+def grant_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", days: Life = None,
+                  now: int) -> Balance:  # fmt: skip
+    user_id, expires_at = get_user(db, email=email)["id"], now + days * DAY if days else None
+    grant(db, user_id=user_id, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
+          note=note, expires_at=expires_at, now=now)  # fmt: skip
     return balance(db, user_id=user_id, now=now)
 
-def deduct_credits(db: Db, *, wish: Deduction, now: int) -> Balance:
-    user_id = get_user(db, email=wish.email)["id"]
-    deduct(db, user_id=user_id, credits=wish.credits, note=wish.note, now=now)
+def deduct_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", now: int) -> Balance:
+    user_id = get_user(db, email=email)["id"]
+    deduct(db, user_id=user_id, credits=credits, note=note, now=now)
     return balance(db, user_id=user_id, now=now)
 
 def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
     return add_key(db, user_id=get_user(db, email=wish.email)["id"], wish=wish, new_key=new_key, now=now)
 
-def add_invite(db: Db, *, wish: InviteWish, new_code: str, base: str, now: int) -> Invited:
-    insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + wish.days * DAY)
+def add_invite(db: Db, *, days: Days = 7, new_code: str, base: str, now: int) -> Invited:
+    insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + days * DAY)
     return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
-async def set_given_password(request: Request, wish: PasswordWish, fn: Any, **given: Any) -> Answer[UserMade]:
+async def set_given_password(request: Request, fn: Callable[..., User], password: str | None,
+                             **given: Any) -> Answer[UserMade]:  # fmt: skip
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
-    made = None if wish.password else secrets.token_urlsafe(12)
-    password_hash = await request.parts.hash(HASHER.hash, wish.password or str(made))
-    user = await request.write(fn, email=wish.email, password_hash=password_hash, **given)
-    return ok({"user": user, "password": made})
+    made = None if password else secrets.token_urlsafe(12)
+    password_hash = await request.parts.hash(HASHER.hash, password or made)
+    return ok({"user": await request.write(fn, password_hash=password_hash, **given), "password": made})
 
-async def make_account(request: Request, data: JSONBody[UserWish]) -> Answer[UserMade]:
-    return await set_given_password(request, data, add_user, is_admin=data.is_admin)
+async def make_account(request: Request, *, email: Email, password: Wished = None,
+                       is_admin: Annotated[bool, _("make an administrator")] = False) -> Answer[UserMade]:
+    return await set_given_password(request, add_user, password, email=email, is_admin=is_admin)
 
-async def replace_password(request: Request, data: JSONBody[PasswordWish]) -> Answer[UserMade]:
-    return await set_given_password(request, data, set_password)
+async def replace_password(request: Request, *, email: Email, password: Wished = None) -> Answer[UserMade]:
+    return await set_given_password(request, set_password, password, email=email)
 
 async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
@@ -4212,28 +4186,43 @@ def csv_cell(value: Any) -> Any:
 ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
     "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
     "status": (cast(Any, FromQuery)[Status | None], None)}
-INSIDE = {"uuid": "id", "data": "wish"}  # what transactions call what is called otherwise outside
+BODIES: dict[str, type[Input]] = {}  # by method and path, where it is not a handler's own `data`
 
-def carry_out(fn: Callable[..., Any], method: str, path: str, *, once: bool) -> Callable[..., Awaitable[Any]]:
-    """The handler that carries out a transaction.  It asks for those parameters that are not KNOWN: in the
-    path an `id`, in the body a `wish`, and what is in ASKED; with once, for an Idempotency-Key too."""
+def body_of(fn: Callable[..., Any], name: str) -> Any:
+    """What a body has to be: a `wish`, or those parameters that are neither KNOWN nor ASKED."""
+    hints = typing.get_type_hints(fn, include_extras=True)
+    fields = [(word, hints[word], *([] if one.default is one.empty else [one.default]))
+              for word, one in signature(fn).parameters.items()
+              if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]  # fmt: skip
+    made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
+    return hints.get("wish", made)
+
+def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once: bool) -> Any:
+    """The handler that carries out a transaction, or a function that a request comes first in.  It asks for
+    those parameters that are not KNOWN: in the path an `id`, what is in ASKED, and the others in the body;
+    with once, for an Idempotency-Key too."""
     hints, parameter, required = typing.get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
     asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
     asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
-    asked |= {"data": (cast(Any, JSONBody)[hints["wish"]], required)} if "wish" in hints else {}
+    if method == "POST" and (body := body_of(fn, name)):
+        BODIES[f"{method} {path}"] = body
+        asked["data"] = (cast(Any, JSONBody)[body], required)
     asked |= {"key": (IdempotencyKey, None)} if once else {}
 
-    async def handler(request: Request, key: str | None = None, **given: Any) -> Any:
-        told = {INSIDE.get(word, word): value for word, value in given.items()}
+    async def handler(request: Request, key: str | None = None, data: Any = None, **given: Any) -> Any:
+        told = {"id" if word == "uuid" else word: value for word, value in given.items()}
+        told |= {"wish": data} if "wish" in hints else msgspec.structs.asdict(data) if data else {}
+        if "request" in hints:
+            return await fn(request, **told)
         if once:
-            data: Any = await request.write_once(fn, key, told["wish"], **told)
-        else:
-            data = await (request.read if method == "GET" else request.write)(fn, **told)
-        return None if data is None else ok(data if once else with_links(request, data))
+            return ok(await request.write_once(fn, key, data, **told))
+        found = await (request.read if method == "GET" else request.write)(fn, **told)
+        return None if found is None else ok(with_links(request, found))
 
     vars(handler)["__signature__"] = inspect.Signature([
         parameter(word, parameter.KEYWORD_ONLY, default=value) for word, (_, value) in asked.items()])
-    returns = None if hints["return"] is type(None) else cast(Any, Answer)[hints["return"]]
+    back = hints["return"]
+    returns = back if "request" in hints else None if back is type(None) else cast(Any, Answer)[back]
     handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
     return handler
 
@@ -4243,8 +4232,9 @@ def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits
     for line, fn in addresses.items():
         name, method, path, *how = line.split()
         status = next(map(int, filter(str.isdecimal, how)), None)
+        asks = any(one.kind is one.KEYWORD_ONLY for one in signature(fn).parameters.values())
         is_transaction = "db" in signature(fn).parameters
-        handler: Any = carry_out(fn, method, path, once="once" in how) if is_transaction else fn
+        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks or is_transaction else fn
         handler.__name__ = name  # the operation's, in the document
         responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
         put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
@@ -4462,17 +4452,19 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
                                default=defaults.get(name), help=about.get("description"))  # fmt: skip
 
-def operation(words: str, help: str, line: str, body: type[Input] | None, show: Callable[[Any], str]) -> None:
+def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> None:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
+    line = line.replace(" ", " /api/v1/admin/")
 
     def run_command(**given: Any) -> None:
-        answer = start(with_client, lambda client: ask(client, line.replace(" ", " /api/v1/admin/"), **given))
+        answer = start(with_client, lambda client: ask(client, line, **given))
         click.echo(show(answer))
         sys.exit(0 if answer.get("ok", answer.get("valid", True)) else 1)
 
     group, _, name = words.rpartition(" ")
     home = cast(click.Group, main.commands[group]) if group else main
-    home.add_command(click.Command(name, callback=run_command, params=[*parameters(body)], help=help))
+    home.add_command(click.Command(name, callback=run_command, help=help,
+                                   params=[*parameters(BODIES.get(line))]))  # fmt: skip
 
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
@@ -4485,13 +4477,13 @@ def show_checks(found: Any) -> str:
     return "\n".join(
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
 
-operation("user add", "Make an account, with the welcome credits.", "POST users", UserWish, show_account)
+operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
 operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
-          PasswordWish, show_account)  # fmt: skip
-operation("key create", "Make an API key, and print only it.", "POST keys", KeyForUser, "{apiKey}".format_map)
-operation("grant", "Give credits.", "POST credits/grant", Grant, "available: {availableCredits}".format_map)
-operation("audit", "Replay the journal: every hash, every balance.", "GET audit", None, show_books)
-operation("check", "Look at everything the server stands on.", "GET check", None, show_checks)
+          show_account)  # fmt: skip
+operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
+operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
+operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
+operation("check", "Look at everything the server stands on.", "GET check", show_checks)
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")

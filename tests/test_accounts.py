@@ -634,6 +634,7 @@ PUBLIC = {
     ("POST", "/api/auth/sign-up"), ("GET", "/api/v1/config/models"), ("GET", "/api/v1/config/products"),
     ("POST", "/api/v1/video/callback/{provider:str}"),  # which wants a token of its own, and the next two
     ("POST", "/api/webhooks/creem"), ("POST", "/api/auth/creem/webhook"),  # want a signature
+    ("GET", "/api/cron/{name:str}"),  # wants the CRON_SECRET
 }
 
 
