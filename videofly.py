@@ -272,6 +272,7 @@ BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
+LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
              PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
@@ -351,7 +352,7 @@ def commit(db: Db, acts: list[Act]) -> tuple[list[Any], set[str]]:
     try:
         with db:  # commits at its end, or rolls back
             db.execute("BEGIN IMMEDIATE")
-            (before,) = db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+            before = value(db, LAST_EVENT)
             outcomes = [attempt(db, act) for act in acts]
             return outcomes, {id for (id,) in db.execute("SELECT user_id FROM events WHERE id > ?", [before])}
     except Exception as failure:
@@ -558,11 +559,9 @@ def claim_job(db: Db, *, name: str, next_at: int, at_once: bool, now: int) -> bo
           AND (due_at <= :now OR due_at > :next_at OR :at_once)
     """, name=name, next_at=next_at, at_once=at_once, until=now + LEASE, now=now))
 
-def end_job(db: Db, *, name: str, due_at: int, result: dict[str, Any], now: int) -> None:
-    run(db, """
-        UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
-                        succeeded_at = iif(:failed, succeeded_at, :now) WHERE name = :name
-    """, name=name, due_at=due_at, result=as_json(result), failed="error" in result, now=now)
+END_JOB = """
+    UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
+                    succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 # ---------------------------------------------------------------------------
 # 4  Templates
@@ -1091,9 +1090,6 @@ HoldState = Literal["frozen", "settled", "released"]
 
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
 
-class Output(msgspec.Struct, frozen=True, rename="camel"):
-    pass
-
 # What people are shown, with the names that they see.
 Draw = TypedDict("Draw", {"packageId": int, "credits": int, "expiresAt": datetime | None})  # from one package
 Balance = TypedDict("Balance", {  # all told; expiringSoon: of the available ones, within 7 days
@@ -1253,15 +1249,13 @@ def history(db: Db, *, user_id: str, cursor: str | None, limit: int) -> History:
     lines, after = newest(db, Movement, sql, user_id=user_id, cursor=cursor, limit=limit)
     return {"transactions": lines, "nextCursor": after}
 
-def proof(db: Db, *, user_id: str) -> Proof:
-    """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
-    return replay(db, "WHERE user_id = :user_id", user_id=user_id)
-
 def audit(db: Db) -> Proof:
     """Replay the whole journal: the chain of hashes, every user's running balance, and the auditor's view."""
-    return replay(db, "")
+    return proof(db, user_id=None)
 
-def replay(db: Db, where: str, **whose: str) -> Proof:
+def proof(db: Db, *, user_id: str | None) -> Proof:
+    """Replay a user's rows: each hash, each running balance, and what the auditor says of the user."""
+    where, whose = ("", {}) if user_id is None else ("WHERE user_id = :user_id", {"user_id": user_id})
     remaining, count, faults = Counter[str](), 0, list[str]()
     for before, *row, hash in db.execute(f"SELECT * FROM journal {where} ORDER BY id", whose):  # noqa: S608
         id, user_id, _, _, kind, _, credits, balance_after, *_ = row
@@ -1289,7 +1283,7 @@ def replay(db: Db, where: str, **whose: str) -> Proof:
 SESSION_LIFE = 30 * DAY
 REMEMBERED = MINUTE  # a session or key is looked up again after this long, and last_used_at written
 KEYS_MAX = 100  # unrevoked keys of a user
-END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # these two are all there is to do: run does it
+END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # where this is all there is to do, run does it
 TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -1358,13 +1352,10 @@ def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
 
-def forget_attempt(db: Db, *, account: str, address: str) -> None:
-    """The password was right.  The address is given back one attempt, not all: signing in to one's own
-    account must not buy guesses at others'."""
-    run(db, """
-        DELETE FROM sign_in_failures WHERE subject = :account
-        OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)
-    """, account=account, address=address)
+# The password was right.  The address is given back one attempt, not all: signing in to one's own account
+# must not buy guesses at others'.
+FORGET_ATTEMPT = """DELETE FROM sign_in_failures WHERE subject = :account
+                    OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)"""
 
 def set_password(db: Db, *, email: str, password_hash: str) -> User:
     """Change the password, and by that sign out everywhere."""
@@ -1489,6 +1480,8 @@ class Shop(msgspec.Struct, frozen=True):
     policy: UpgradePolicy
     only_real: bool  # payments of test mode count for nothing
 
+Effect = TypedDict("Effect", {"effect": str})
+
 class Puzzle(Exception):
     """Nobody knows what follows from an event; the text tells the operator why."""
 
@@ -1596,7 +1589,7 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
 
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 
-def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
+def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
     became clear by it may solve what others of the same purchase left open."""
     state, event = "applied", find_event(db, id=id)
@@ -1616,7 +1609,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> str:
         WHERE e.id = ? AND w.state = 'attention' LIMIT 100
     """, [id]).fetchall() if state == "applied" else ():  # fmt: skip
         apply_event(db, id=other, shop=shop, now=now)
-    return effect
+    return {"effect": effect}
 
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
     found = one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)
@@ -1740,7 +1733,6 @@ Purchase = TypedDict("Purchase", {  # money is cents, with tax; back: what of it
 Billing = TypedDict("Billing", {  # in a sandbox nothing costs anything
     "plan": str | None, "debt": int, "isDisputed": bool, "isSandbox": bool, "upgradePolicy": UpgradePolicy,
     "subscription": Subscription | None, "payments": list[Purchase], "invoices": str})
-Effect = TypedDict("Effect", {"effect": str})
 
 def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
     """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly,
@@ -1762,10 +1754,8 @@ def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
     return required(found, NotFound("There is no such checkout of yours."))
 
-def mark_checkout(db: Db, *, id: str, checkout_id: str, url: str) -> None:
-    """Creem knows of it, and said where to pay."""
-    run(db, "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id",
-        checkout_id=checkout_id, url=url, id=id)  # fmt: skip
+# Creem knows of it, and said where to pay.
+MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"
 
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
@@ -1775,9 +1765,8 @@ def open_checkouts(db: Db, *, since: int) -> list[str]:
     """, [since])]
 
 def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
-    return one(db, Subscription, """
-        FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1
-    """, id=user_id)
+    sql = "FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1"
+    return one(db, Subscription, sql, id=user_id)
 
 def find_subscription(db: Db, *, user_id: str) -> Subscription:
     """The one that has not ended.  Raises NoSubscription."""
@@ -1807,14 +1796,11 @@ class Assignment(Input, frozen=True):
     email: Annotated[str, _("whose it is", max_length=254)]
     product: Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None = None
 
-def replay_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
-    return {"effect": apply_event(db, id=id, shop=shop, now=now)}
-
 def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     """What a replay would do; nothing is changed."""
     db.execute("SAVEPOINT trial")
     try:
-        return replay_event(db, id=id, shop=shop, now=now)
+        return apply_event(db, id=id, shop=shop, now=now)
     finally:
         db.execute("ROLLBACK TO trial")
 
@@ -1830,11 +1816,9 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
             SELECT 1 FROM payment_owners WHERE event_id = :id AND rank <= 2 AND user_id <> :user_id)
     """, user_id=user_id, product=wish.product, id=event.id):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
-    return replay_event(db, id=id, shop=shop, now=now)
+    return apply_event(db, id=id, shop=shop, now=now)
 
-def count_events(db: Db, *, state: str = "") -> int:
-    sql = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
-    return int(value(db, sql, state=state))
+COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 
 # ---------------------------------------------------------------------------
 # 9  Videos
@@ -1855,7 +1839,7 @@ VideoStatus = TypedDict("VideoStatus", {
     "status": Status, "progress": int, "error": Failure | None, "videoUrl": str | None,
     "posterUrl": str | None})
 
-class Video(Output, frozen=True):
+class Video(msgspec.Struct, frozen=True, rename="camel"):
     """A video as its owner sees it."""
 
     video_uuid: str
@@ -2124,9 +2108,6 @@ def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[tuple[i
     sql = "SELECT id, type, data FROM events WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?"
     return db.execute(sql, [user_id, after, limit]).fetchall()
 
-def last_event(db: Db) -> int:
-    return int(value(db, "SELECT coalesce(max(id), 0) FROM events"))
-
 Quote = TypedDict("Quote", {
     "credits": int, "available": int, "sufficient": bool, "draws": list[Draw], "model": str, "duration": int,
     "aspectRatio": str, "quality": str, "catalogVersion": str})
@@ -2181,15 +2162,6 @@ CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open o
 class NotAVideo(Exception):
     """The text says what is wrong with it."""
 
-class Media(msgspec.Struct, frozen=True):
-    """What a video file holds: pixels, milliseconds, codec name, bytes."""
-
-    width: int
-    height: int
-    duration_ms: int
-    codec: str
-    size_bytes: int
-
 @contextlib.contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
     """The picture in some bytes.  Raises NotAnImage, also for whatever goes wrong while it is used."""
@@ -2233,7 +2205,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoF
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
 
-def probe(path: Path) -> Media:
+def probe(path: Path) -> dict[str, int]:
     """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
     with open_video(path) as (container, stream, first, seconds):
         # The last packets are read: a download that was cut short opens and plays, but stops early.
@@ -2246,7 +2218,8 @@ def probe(path: Path) -> Media:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
-        return Media(first.width, first.height, round(seconds * 1000), stream.codec.name, path.stat().st_size)
+        return {"width": first.width, "height": first.height, "duration_ms": round(seconds * 1000),
+                "size_bytes": path.stat().st_size}  # fmt: skip
 
 def write_poster(path: Path, target: Path) -> None:
     """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
@@ -3311,9 +3284,8 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
-        media = msgspec.structs.asdict(await asyncio.to_thread(probe, file))
+        media = await asyncio.to_thread(probe, file)
         await asyncio.to_thread(write_poster, file, poster)
-        del media["codec"]  # which nobody asks for later
         await app.storage.put(keys["poster_key"], poster, "image/jpeg")
         await app.storage.put(keys["storage_key"], file, "video/mp4")
         if not await app.write(complete, job=job, stored=keys | media):
@@ -3386,7 +3358,7 @@ async def reconcile(app: App) -> int:
     nothing counts twice.  Raises PaymentsFailed."""
     if not isinstance(creem := app.creem, Creem):
         return 0
-    before = await app.db.read(count_events)
+    before: int = await app.db.read(value, sql=COUNT_EVENTS, state="")
     for id in await app.db.read(open_checkouts, since=app.now() - 14 * DAY):
         await hear_checkout(app, creem, id)
     for id in (product.at_creem for product in app.catalogue.products):
@@ -3396,7 +3368,7 @@ async def reconcile(app: App) -> int:
     async for each in items(creem, "/v1/subscriptions/search"):
         key = f"recorded:{each.get('id')}:{each.get('updated_at')}"
         await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
-    return await app.db.read(count_events) - before
+    return cast(int, await app.db.read(value, sql=COUNT_EVENTS, state="")) - before
 
 async def look_after_payments(app: App) -> dict[str, Any]:
     """What an operator should know, and what Creem may not have told.  Raises PaymentsFailed."""
@@ -3453,7 +3425,7 @@ async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, An
     except Exception as failure:
         log.exception("job %s", name)
         result, due_at = {"error": str(failure) or type(failure).__name__}, app.now() + LEASE
-    await app.write(end_job, name=name, due_at=due_at, result=result)
+    await app.write(run, sql=END_JOB, name=name, due_at=due_at, result=as_json(result))
     return result
 
 async def run_due_jobs(app: App) -> None:
@@ -3735,7 +3707,7 @@ async def follow_events(request: Request) -> ServerSentEvent:
     if app.streams[user_id] >= STREAMS_MAX:
         raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
     last = request.headers.get("last-event-id", "")
-    after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
+    after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(value, sql=LAST_EVENT)
     return ServerSentEvent(stream_events(app, user_id, after))
 
 @post("/api/v1/video/callback/{provider:str}", status_code=200, request_max_body_size=1 << 20,
@@ -3877,7 +3849,7 @@ async def check_password(request: Request, email: str, password: str,
         await app.hash(HASHER.verify, password_hash or NOBODYS_HASH, password)
     except argon2.exceptions.VerifyMismatchError:
         raise Unauthorized(wrong) from None
-    await app.db.write(forget_attempt, **attempt)
+    await app.db.write(run, sql=FORGET_ATTEMPT, **attempt)
     return user_id
 
 async def make_first_account(request: Request, *, email: Email, password: Wished = None,
@@ -3956,7 +3928,8 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
-        await app.db.write(mark_checkout, id=checkout["id"], checkout_id=str(answer.get("id")), url=url)
+        told = {"id": checkout["id"], "checkout_id": str(answer.get("id")), "url": url}
+        await app.db.write(run, sql=MARK_CHECKOUT, **told)
     return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
 
 async def open_portal(request: Request) -> Answer[Link]:
@@ -4138,14 +4111,14 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
     creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
-    mode, unclear = how.get(type(app.creem), "off"), await app.db.read(count_events, state="attention")
+    waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events"
     checks = [Checked(what=what, ok=fine, detail=detail) for what, fine, detail in [
         ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         ("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         ("database", not faults, "; ".join(faults) or "whole"),
         ("books", books["valid"],
          "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
-        ("payments", not creem, creem or f"{mode}; {unclear} events need attention"),
+        ("payments", not creem, creem or f"{how.get(type(app.creem), 'off')}; {waiting} need attention"),
         ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *((f"provider {name}", True, there.standing()) for name, there in app.providers.items()
@@ -4293,7 +4266,7 @@ ADDRESSES = [
         "grant          POST   /api/v1/admin/credits/grant       once": grant_credits,
         "deduct         POST   /api/v1/admin/credits/deduct      once": deduct_credits,
         "report         GET    /api/v1/admin/reports/{name:str}": show_report,
-        "replay_event   POST   /api/v1/admin/events/{id:str}/replay   200": replay_event,
+        "replay_event   POST   /api/v1/admin/events/{id:str}/replay   200": apply_event,
         "try_event      POST   /api/v1/admin/events/{id:str}/dry-run  200": try_event,
         "assign_event   POST   /api/v1/admin/events/{id:str}/assign   200": assign_event,
         "list_jobs      GET    /api/v1/admin/jobs": list_jobs,
@@ -4329,7 +4302,7 @@ async def show_health(request: Request) -> dict[str, str]:
     app, ready = request.parts, "ready" in request.url.path
     if ready and app.stopping.is_set():
         raise Busy("The server is stopping.")
-    await (app.db.write if ready else app.db.read)(last_event)
+    await (app.db.write if ready else app.db.read)(value, sql=LAST_EVENT)
     if app.beat_at is not None and app.now() - app.beat_at > 4 * LONGEST_PAUSE_S * SECOND:
         raise Busy("The worker does not look for work any more.")
     return {"status": "ready" if ready else "ok"}

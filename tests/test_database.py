@@ -339,7 +339,7 @@ async def test_an_events_number_is_never_used_again_after_a_migration(path):
         user = await db.read(lambda c: v.value(c, "SELECT id FROM users"))
         added = "INSERT INTO events (user_id, type, data, created_at) VALUES (:id, 'video.pending', '{}', 0)"
         await db.write(v.run, sql=added, id=user)
-        assert await db.read(v.last_event) == last + 1
+        assert await db.read(v.value, sql=v.LAST_EVENT) == last + 1
 
 
 async def test_a_migration_that_fails_changes_nothing(path):

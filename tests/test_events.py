@@ -44,7 +44,7 @@ async def heard(app, user_id, *, after, until=None, count=None):
 
 
 async def test_a_stream_tells_a_videos_life_in_order(client, app, ada):
-    after = await app.db.read(v.last_event)
+    after = await app.db.read(v.value, sql=v.LAST_EVENT)
     listening = asyncio.create_task(heard(app, ada.id, after=after, until="video.completed"))
     video = await order(client)
     await work(app)
@@ -60,7 +60,7 @@ def told(message):
 
 
 async def test_what_was_missed_is_told_again_and_no_more(client, app, ada):
-    after = await app.db.read(v.last_event)
+    after = await app.db.read(v.value, sql=v.LAST_EVENT)
     await order(client)
     await work(app)
     events = await heard(app, ada.id, after=after, count=4)
@@ -74,14 +74,14 @@ async def test_more_than_a_page_is_told_again_in_order(client, app, ada):
         for n in range(250):
             tell(db, user_id=ada.id, n=n)
 
-    after = await app.db.read(v.last_event)
+    after = await app.db.read(v.value, sql=v.LAST_EVENT)
     await app.db.write(happen)
     events = await heard(app, ada.id, after=after, count=250)
     assert [json.loads(event.data)["n"] for event in events] == list(range(250))
 
 
 async def test_nothing_is_missed_between_looking_and_waiting(client, app, ada):
-    after = await app.db.read(v.last_event)
+    after = await app.db.read(v.value, sql=v.LAST_EVENT)
     listening = asyncio.create_task(heard(app, ada.id, after=after, count=60))
     for n in range(60):
         await app.db.write(tell, user_id=ada.id, n=n)

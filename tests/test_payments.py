@@ -537,8 +537,8 @@ def test_an_unknown_product_waits_until_the_catalogue_knows_it(db):
     pack = v.msgspec.structs.replace(CATALOGUE.packs[0], creem_id="prod_new")
     shop = v.Shop(v.msgspec.structs.replace(CATALOGUE, packs=[pack]), "next_cycle", False)
     with db:
-        assert v.apply_event(db, id=1, shop=shop, now=NOW) == "280 credits granted."
-        assert v.apply_event(db, id=1, shop=shop, now=NOW) == "Everything was as it should be."
+        assert v.apply_event(db, id=1, shop=shop, now=NOW) == {"effect": "280 credits granted."}
+        assert v.apply_event(db, id=1, shop=shop, now=NOW) == {"effect": "Everything was as it should be."}
     assert credits(db) == (280, 0)
 
 

@@ -150,7 +150,7 @@ def a_day(db, user_id):
                   catalog_version="v1", now=7_000)
     v.cancel_video(db, user_id=user_id, id=RUNNING, now=7_000)
     v.delete_video(db, user_id=user_id, id=MADE, now=7_000)
-    v.last_event(db)
+    v.value(db, v.LAST_EVENT)
 
 
 def test_nothing_that_is_asked_all_day_scans_a_table(db):
