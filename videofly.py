@@ -2700,11 +2700,6 @@ class HttpProvider(Provider):
         id = find(loads(body), self.template.callback_id)
         return None if id is None or self.template.keep else as_json({"id": str(id)})
 
-    def standing(self) -> str:
-        """For the operator."""
-        where, key = self.template.base_url, self.template.key
-        return f"ready, at {where}" if self.ready else f"not used: {key} is not set"
-
     def request(self, call: Call, values: Values) -> httpx.Request:
         """A call with its values in place.  An address that the provider gave has to be its own host's."""
         path = expand((values.get("image") and call.image_path) or call.path, values)
@@ -2833,9 +2828,8 @@ class LocalProvider(Provider):
 
         try:
             if not file.exists():
-                if wish["image"]:
-                    reading = asyncio.run_coroutine_threadsafe(self.read(wish["image"]), self.loop)
-                    wish["image"] = reading.result()
+                if key := wish["image"]:
+                    wish["image"] = asyncio.run_coroutine_threadsafe(self.read(key), self.loop).result()
                 render_preview(part, **wish, report=report)
                 os.replace(part, file)
             end = Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
@@ -3594,29 +3588,28 @@ def ok(data: T) -> Answer[T]:
     """Bytes are JSON already."""
     return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
 
-def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
+def answer_failure(request: AnyRequest, failure: Exception) -> Response[Failed]:
+    problem = failure if isinstance(failure, Problem) else in_our_words(request, failure)
     fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
     told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
     refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
     return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
 
-def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
-    """What Litestar itself refuses, in our words.  A client that went away hears nothing of it."""
-    if failure.status_code >= 500 and failure.detail != "client disconnected prematurely":
-        return answer_bug(request, failure)
-    allow = (failure.headers or {}).get("allow", "")
-    faults = failure.extra if isinstance(failure.extra, list) else []
+def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
+    """What Litestar itself refuses; a client that went away hears nothing of it.  What nobody foresaw is
+    logged, under an id that the answer carries too."""
+    refused = failure if isinstance(failure, HTTPException) else HTTPException()
+    if refused.status_code >= 500 and refused.detail != "client disconnected prematurely":
+        id = new_id("req")
+        log.error("%s %s %s", id, request.method, request.url.path, exc_info=failure)
+        return Bug(f"Something went wrong here; it is logged as {id}.", requestId=id)
+    allow = (refused.headers or {}).get("allow", "")
+    faults = refused.extra if isinstance(refused.extra, list) else []
     said = [ARGUMENTS.get(key := fault.get("key", ""), f"{key}: {fault['message']}.") for fault in faults]
-    otherwise = ARGUMENTS["data"] if "multipart" in failure.detail else " ".join(said) or failure.detail
+    otherwise = ARGUMENTS["data"] if "multipart" in refused.detail else " ".join(said) or refused.detail
     problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
                 405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
-    return answer_problem(request, problems.get(failure.status_code, Invalid(otherwise)))
-
-def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
-    """Log what nobody foresaw, under an id that the answer carries too."""
-    id = new_id("req")
-    log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
-    return answer_problem(request, Bug(f"Something went wrong here; it is logged as {id}.", requestId=id))
+    return problems.get(refused.status_code, Invalid(otherwise))
 
 # --- who is asking
 
@@ -3642,13 +3635,11 @@ async def authenticate(request: Request) -> Principal:
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
-    app, now, key = request.parts, request.parts.now(), digest(secret)
-    remembered = app.principals
+    app, now, key, remembered = request.parts, request.parts.now(), digest(secret), request.parts.principals
     if (known := remembered.get(key)) is None or known.until_at <= now:
-        if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
-            known = await app.db.read(find_operator)
-        else:
-            known = await app.db.read(find_principal, secret=secret, now=now)
+        operates = hmac.compare_digest(secret.encode(), operator_token(app.secret).encode())
+        find = find_operator if operates else functools.partial(find_principal, secret=secret, now=now)
+        known = await app.db.read(find)
         if known.api_key_id and (known.last_used_at or 0) + REMEMBERED <= now:
             with contextlib.suppress(DiskFull):
                 await app.db.write(run, sql=TOUCH_KEY, id=known.api_key_id, now=now)
@@ -3817,10 +3808,8 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
                 signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
     """A file in the data folder, for whoever has a link that is signed and has not ended."""
-    app = request.parts
-    if not isinstance(app.storage, FolderStorage):
-        raise NotFound
-    file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
+    storage, now = cast(FolderStorage, request.parts.storage), request.parts.now()
+    file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
     return FileResponse(file, headers=MEDIA_HEADERS)
 
 async def list_models(request: Request) -> Answer[ModelList]:
@@ -3834,8 +3823,8 @@ async def list_models(request: Request) -> Answer[ModelList]:
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 def product_offer(product: Pack | Plan) -> Any:
-    shown = {camel_case(name): part for name, part in msgspec.structs.asdict(product).items()}
-    return {name: part for name, part in shown.items() if name != "creemId"}
+    shown = msgspec.structs.asdict(product).items()
+    return {camel_case(name): part for name, part in shown if name != "creem_id"}
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue, creem = request.parts.catalogue, request.parts.creem
@@ -4145,8 +4134,9 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         ("payments", not creem, creem or f"{mode}; {unclear} events need attention"),
         ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
-        *((f"provider {name}", True, there.standing()) for name, there in app.providers.items()
-          if isinstance(there, HttpProvider)),
+        *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
+           else f"not used: {there.template.key} is not set")
+          for name, there in app.providers.items() if isinstance(there, HttpProvider)),
         ("storage", not storage, storage or type(app.storage).__name__)]]  # fmt: skip
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
 
@@ -4343,11 +4333,12 @@ class Document(JsonRenderPlugin):
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
+    kept_here = [media] if isinstance(app.storage, FolderStorage) else []
     return Litestar(
-        [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
+        [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, show_page, show_health, *kept_here,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
-        exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},
+        exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
         openapi_config=OpenAPIConfig(
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
