@@ -2569,11 +2569,10 @@ class HttpProvider(Provider):
         self.known_as = {model.id: model.upstream.get(template.name) for model in models}
         self.settings, self.storage, self.secret = settings, storage, secret
         self.now: Callable[[], int] = lambda: int(clock() * SECOND)
-        key, callback_key = (
-            read_variable(environ, name) or "" for name in (template.key, template.callback_key))
+        key, signer = (read_variable(environ, name) or "" for name in (template.key, template.callback_key))
         self.ready = bool(key or not template.key)
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
-        self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
+        self.keys, self.keys_at = ([signer], math.inf) if signer else ([], -math.inf)
         self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
         try:
@@ -2769,8 +2768,7 @@ def redact(body: Any) -> Any:
 class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
 
-    repeatable, poll_s = True, 1.0
-    life = HOUR  # how long a render is kept, milliseconds
+    repeatable, poll_s, life = True, 1.0, HOUR  # a render is kept so many milliseconds
 
     def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]],
                  wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
@@ -3019,8 +3017,7 @@ class Breaker:
         return True
 
     def heard(self, well: bool, now: int) -> None:
-        self.failures = 0 if well else self.failures + 1
-        self.until_at = now + BREAK
+        self.failures, self.until_at = 0 if well else self.failures + 1, now + BREAK
 
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
@@ -3489,6 +3486,7 @@ DISK_LOW_MB = 200
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 signature = functools.cache(inspect.signature)
+hook = functools.partial(post, status_code=200, request_max_body_size=1 << 20, include_in_schema=False)
 
 class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
@@ -3613,7 +3611,7 @@ def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
 
 # --- who is asking
 
-IdempotencyKey = Annotated[str | None, HeaderParameter(
+Once = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
     name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
@@ -3682,7 +3680,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
 
-async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
+async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
@@ -3702,8 +3700,7 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
         answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
     return Response(answer, headers=headers)
 
-async def store_again(request: Request, uuid: FromPath[str],
-                      key: IdempotencyKey = None) -> Response[Answer[Video]]:  # fmt: skip
+async def store_again(request: Request, uuid: FromPath[str], key: Once = None) -> Response[Answer[Video]]:
     """Store a failed video's result after all, for its price.  Answers when that is done, or after half a
     minute with 202."""
     job = await request.read(find_own, as_=Job, id=uuid)
@@ -3726,8 +3723,7 @@ async def follow_events(request: Request) -> ServerSentEvent:
     after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(last_event)
     return ServerSentEvent(stream_events(app, user_id, after))
 
-@post("/api/v1/video/callback/{provider:str}", status_code=200, request_max_body_size=1 << 20,
-      include_in_schema=False)  # fmt: skip
+@hook("/api/v1/video/callback/{provider:str}")
 async def provider_callback(request: Request, provider: FromPath[str], job: FromQuery[str] = "",
                             attempt: FromQuery[int] = 0, token: FromQuery[str] = "") -> Answer[None]:
     """A provider has news of a job.  Whatever it says, all that follows is that we look."""
@@ -3927,7 +3923,7 @@ def cashier(request: Request) -> Creem | Sandbox:
     return creem
 
 async def check_out(request: Request, data: JSONBody[CheckoutWish],
-                    key: IdempotencyKey = None) -> Answer[CheckoutBegun]:  # fmt: skip
+                    key: Once = None) -> Answer[CheckoutBegun]:  # fmt: skip
     """Where to pay for a pack or a plan."""
     app, creem, user = request.parts, cashier(request), await request.read(get_user)
     made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
@@ -3993,8 +3989,7 @@ async def come_back(request: Request) -> Answer[dict[str, bool]]:
             await hear_checkout(request.parts, creem, given.get("checkout_id", ""))
     return ok({"received": received})
 
-@post(["/api/webhooks/creem", "/api/auth/creem/webhook"], status_code=200, request_max_body_size=1 << 20,
-      include_in_schema=False)  # fmt: skip
+@hook(["/api/webhooks/creem", "/api/auth/creem/webhook"])
 async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
     """Creem tells what happened; the answer is for after it was kept and the ledger has followed."""
     app, body = request.parts, await request.body()
@@ -4178,7 +4173,7 @@ BODIES: dict[str, type[Input]] = {}  # by method and path, where it is not a han
 def body_of(fn: Callable[..., Any], name: str) -> Any:
     """What a body has to be: a `wish`, or those parameters that are neither KNOWN nor ASKED."""
     hints = typing.get_type_hints(fn, include_extras=True)
-    fields = [(word, hints[word], *([] if one.default is one.empty else [one.default]))
+    fields = [(word, hints[word], msgspec.NODEFAULT if one.default is one.empty else one.default)
               for word, one in signature(fn).parameters.items()
               if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]  # fmt: skip
     made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
@@ -4194,7 +4189,7 @@ def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once
     if method == "POST" and (body := body_of(fn, name)):
         BODIES[f"{method} {path}"] = body
         asked["data"] = (cast(Any, JSONBody)[body], required)
-    asked |= {"key": (IdempotencyKey, None)} if once else {}
+    asked |= {"key": (Once, None)} if once else {}
 
     async def handler(request: Request, key: str | None = None, data: Any = None, **given: Any) -> Any:
         told = {"id" if word == "uuid" else word: value for word, value in given.items()}
@@ -4219,9 +4214,9 @@ def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits
     for line, fn in addresses.items():
         name, method, path, *how = line.split()
         status = next(map(int, filter(str.isdecimal, how)), None)
-        asks = any(one.kind is one.KEYWORD_ONLY for one in signature(fn).parameters.values())
-        is_transaction = "db" in signature(fn).parameters
-        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks or is_transaction else fn
+        words = signature(fn).parameters.values()
+        asks = any(one.name == "db" or one.kind is one.KEYWORD_ONLY for one in words)
+        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks else fn
         handler.__name__ = name  # the operation's, in the document
         responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
         put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
