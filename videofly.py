@@ -3804,7 +3804,9 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
                 signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
     """A file in the data folder, for whoever has a link that is signed and has not ended."""
-    storage, now = cast(FolderStorage, request.parts.storage), request.parts.now()
+    storage, now = request.parts.storage, request.parts.now()
+    if not isinstance(storage, FolderStorage):
+        raise NotFound
     file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
     return FileResponse(file, headers=MEDIA_HEADERS)
 
@@ -4328,9 +4330,8 @@ class Document(JsonRenderPlugin):
 def http(app: App) -> Litestar:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
-    kept_here = [media] if isinstance(app.storage, FolderStorage) else []
     return Litestar(
-        [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, show_page, show_health, *kept_here,
+        [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
