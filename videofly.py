@@ -2545,11 +2545,10 @@ class HttpProvider(Provider):
         self.known_as = {model.id: model.upstream.get(template.name) for model in models}
         self.settings, self.storage, self.secret = settings, storage, secret
         self.now: Callable[[], int] = lambda: int(clock() * SECOND)
-        key, callback_key = (
-            read_variable(environ, name) or "" for name in (template.key, template.callback_key))
+        key, signer = (read_variable(environ, name) or "" for name in (template.key, template.callback_key))
         self.ready = bool(key or not template.key)
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
-        self.keys, self.keys_at = ([callback_key], math.inf) if callback_key else ([], -math.inf)
+        self.keys, self.keys_at = ([signer], math.inf) if signer else ([], -math.inf)
         self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
                         if key or "{key}" not in text}  # fmt: skip
         try:
@@ -2676,11 +2675,6 @@ class HttpProvider(Provider):
         id = find(loads(body), self.template.callback_id)
         return None if id is None or self.template.keep else as_json({"id": str(id)})
 
-    def standing(self) -> str:
-        """For the operator."""
-        where, key = self.template.base_url, self.template.key
-        return f"ready, at {where}" if self.ready else f"not used: {key} is not set"
-
     def request(self, call: Call, values: Values) -> httpx.Request:
         """A call with its values in place.  An address that the provider gave has to be its own host's."""
         path = expand((values.get("image") and call.image_path) or call.path, values)
@@ -2750,8 +2744,7 @@ def redact(body: Any) -> Any:
 class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
 
-    repeatable, poll_s = True, 1.0
-    life = HOUR  # how long a render is kept, milliseconds
+    repeatable, poll_s, life = True, 1.0, HOUR  # a render is kept so many milliseconds
 
     def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]],
                  wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
@@ -2809,9 +2802,8 @@ class LocalProvider(Provider):
 
         try:
             if not file.exists():
-                if wish["image"]:
-                    reading = asyncio.run_coroutine_threadsafe(self.read(wish["image"]), self.loop)
-                    wish["image"] = reading.result()
+                if key := wish["image"]:
+                    wish["image"] = asyncio.run_coroutine_threadsafe(self.read(key), self.loop).result()
                 render_preview(part, **wish, report=report)
                 os.replace(part, file)
             end = Snapshot("succeeded", 100, file.as_uri(), int(file.stat().st_mtime * 1000) + self.life)
@@ -3001,8 +2993,7 @@ class Breaker:
         return True
 
     def heard(self, well: bool, now: int) -> None:
-        self.failures = 0 if well else self.failures + 1
-        self.until_at = now + BREAK
+        self.failures, self.until_at = 0 if well else self.failures + 1, now + BREAK
 
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
@@ -3471,6 +3462,7 @@ DISK_LOW_MB = 200
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 signature = functools.cache(inspect.signature)
+hook = functools.partial(post, status_code=200, request_max_body_size=1 << 20, include_in_schema=False)
 
 class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
@@ -3570,33 +3562,32 @@ def ok(data: T) -> Answer[T]:
     """Bytes are JSON already."""
     return Answer(True, cast(T, msgspec.Raw(data)) if isinstance(data, bytes) else data)
 
-def answer_problem(_: Any, problem: Problem) -> Response[Failed]:
+def answer_failure(request: AnyRequest, failure: Exception) -> Response[Failed]:
+    problem = failure if isinstance(failure, Problem) else in_our_words(request, failure)
     fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
     told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
     refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
     return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
 
-def answer_refusal(request: AnyRequest, failure: HTTPException) -> Response[Failed]:
-    """What Litestar itself refuses, in our words.  A client that went away hears nothing of it."""
-    if failure.status_code >= 500 and failure.detail != "client disconnected prematurely":
-        return answer_bug(request, failure)
-    allow = (failure.headers or {}).get("allow", "")
-    faults = failure.extra if isinstance(failure.extra, list) else []
+def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
+    """What Litestar itself refuses; a client that went away hears nothing of it.  What nobody foresaw is
+    logged, under an id that the answer carries too."""
+    refused = failure if isinstance(failure, HTTPException) else HTTPException()
+    if refused.status_code >= 500 and refused.detail != "client disconnected prematurely":
+        id = new_id("req")
+        log.error("%s %s %s", id, request.method, request.url.path, exc_info=failure)
+        return Bug(f"Something went wrong here; it is logged as {id}.", requestId=id)
+    allow = (refused.headers or {}).get("allow", "")
+    faults = refused.extra if isinstance(refused.extra, list) else []
     said = [ARGUMENTS.get(key := fault.get("key", ""), f"{key}: {fault['message']}.") for fault in faults]
-    otherwise = ARGUMENTS["data"] if "multipart" in failure.detail else " ".join(said) or failure.detail
+    otherwise = ARGUMENTS["data"] if "multipart" in refused.detail else " ".join(said) or refused.detail
     problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
                 405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
-    return answer_problem(request, problems.get(failure.status_code, Invalid(otherwise)))
-
-def answer_bug(request: AnyRequest, bug: Exception) -> Response[Failed]:
-    """Log what nobody foresaw, under an id that the answer carries too."""
-    id = new_id("req")
-    log.error("%s %s %s", id, request.method, request.url.path, exc_info=bug)
-    return answer_problem(request, Bug(f"Something went wrong here; it is logged as {id}.", requestId=id))
+    return problems.get(refused.status_code, Invalid(otherwise))
 
 # --- who is asking
 
-IdempotencyKey = Annotated[str | None, HeaderParameter(
+Once = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
 Prefer = Annotated[str | None, HeaderParameter(
     name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
@@ -3618,13 +3609,11 @@ async def authenticate(request: Request) -> Principal:
         await guard_against_forgery(request)
     if not secret or scheme.lower() not in ("", "bearer"):
         raise Unauthorized
-    app, now, key = request.parts, request.parts.now(), digest(secret)
-    remembered = app.principals
+    app, now, key, remembered = request.parts, request.parts.now(), digest(secret), request.parts.principals
     if (known := remembered.get(key)) is None or known.until_at <= now:
-        if hmac.compare_digest(secret.encode(), operator_token(app.secret).encode()):
-            known = await app.db.read(find_operator)
-        else:
-            known = await app.db.read(find_principal, secret=secret, now=now)
+        operates = hmac.compare_digest(secret.encode(), operator_token(app.secret).encode())
+        find = find_operator if operates else functools.partial(find_principal, secret=secret, now=now)
+        known = await app.db.read(find)
         if known.api_key_id and (known.last_used_at or 0) + REMEMBERED <= now:
             with contextlib.suppress(DiskFull):
                 await app.db.write(run, sql=TOUCH_KEY, id=known.api_key_id, now=now)
@@ -3667,7 +3656,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
 
-async def order_video(request: Request, data: JSONBody[NewVideo], key: IdempotencyKey = None,
+async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = None,
                       prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
@@ -3687,8 +3676,7 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Idempoten
         answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
     return Response(answer, headers=headers)
 
-async def store_again(request: Request, uuid: FromPath[str],
-                      key: IdempotencyKey = None) -> Response[Answer[Video]]:  # fmt: skip
+async def store_again(request: Request, uuid: FromPath[str], key: Once = None) -> Response[Answer[Video]]:
     """Store a failed video's result after all, for its price.  Answers when that is done, or after half a
     minute with 202."""
     job = await request.read(find_own, as_=Job, id=uuid)
@@ -3711,8 +3699,7 @@ async def follow_events(request: Request) -> ServerSentEvent:
     after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(value, sql=LAST_EVENT)
     return ServerSentEvent(stream_events(app, user_id, after))
 
-@post("/api/v1/video/callback/{provider:str}", status_code=200, request_max_body_size=1 << 20,
-      include_in_schema=False)  # fmt: skip
+@hook("/api/v1/video/callback/{provider:str}")
 async def provider_callback(request: Request, provider: FromPath[str], job: FromQuery[str] = "",
                             attempt: FromQuery[int] = 0, token: FromQuery[str] = "") -> Answer[None]:
     """A provider has news of a job.  Whatever it says, all that follows is that we look."""
@@ -3793,10 +3780,10 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
                 signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
     """A file in the data folder, for whoever has a link that is signed and has not ended."""
-    app = request.parts
-    if not isinstance(app.storage, FolderStorage):
+    storage, now = request.parts.storage, request.parts.now()
+    if not isinstance(storage, FolderStorage):
         raise NotFound
-    file = app.storage.find(key.lstrip("/"), until=until, signature=signature, now=app.now())
+    file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
     return FileResponse(file, headers=MEDIA_HEADERS)
 
 async def list_models(request: Request) -> Answer[ModelList]:
@@ -3810,8 +3797,8 @@ async def list_models(request: Request) -> Answer[ModelList]:
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 def product_offer(product: Pack | Plan) -> Any:
-    shown = {camel_case(name): part for name, part in msgspec.structs.asdict(product).items()}
-    return {name: part for name, part in shown.items() if name != "creemId"}
+    shown = msgspec.structs.asdict(product).items()
+    return {camel_case(name): part for name, part in shown if name != "creem_id"}
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue, creem = request.parts.catalogue, request.parts.creem
@@ -3914,7 +3901,7 @@ def cashier(request: Request) -> Creem | Sandbox:
     return creem
 
 async def check_out(request: Request, data: JSONBody[CheckoutWish],
-                    key: IdempotencyKey = None) -> Answer[CheckoutBegun]:  # fmt: skip
+                    key: Once = None) -> Answer[CheckoutBegun]:  # fmt: skip
     """Where to pay for a pack or a plan."""
     app, creem, user = request.parts, cashier(request), await request.read(get_user)
     made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
@@ -3981,8 +3968,7 @@ async def come_back(request: Request) -> Answer[dict[str, bool]]:
             await hear_checkout(request.parts, creem, given.get("checkout_id", ""))
     return ok({"received": received})
 
-@post(["/api/webhooks/creem", "/api/auth/creem/webhook"], status_code=200, request_max_body_size=1 << 20,
-      include_in_schema=False)  # fmt: skip
+@hook(["/api/webhooks/creem", "/api/auth/creem/webhook"])
 async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
     """Creem tells what happened; the answer is for after it was kept and the ledger has followed."""
     app, body = request.parts, await request.body()
@@ -4122,8 +4108,9 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         ("payments", not creem, creem or f"{how.get(type(app.creem), 'off')}; {waiting} need attention"),
         ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
-        *((f"provider {name}", True, there.standing()) for name, there in app.providers.items()
-          if isinstance(there, HttpProvider)),
+        *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
+           else f"not used: {there.template.key} is not set")
+          for name, there in app.providers.items() if isinstance(there, HttpProvider)),
         ("storage", not storage, storage or type(app.storage).__name__)]]  # fmt: skip
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
 
@@ -4165,7 +4152,7 @@ BODIES: dict[str, type[Input]] = {}  # by method and path, where it is not a han
 def body_of(fn: Callable[..., Any], name: str) -> Any:
     """What a body has to be: a `wish`, or those parameters that are neither KNOWN nor ASKED."""
     hints = typing.get_type_hints(fn, include_extras=True)
-    fields = [(word, hints[word], *([] if one.default is one.empty else [one.default]))
+    fields = [(word, hints[word], msgspec.NODEFAULT if one.default is one.empty else one.default)
               for word, one in signature(fn).parameters.items()
               if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]  # fmt: skip
     made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
@@ -4181,7 +4168,7 @@ def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once
     if method == "POST" and (body := body_of(fn, name)):
         BODIES[f"{method} {path}"] = body
         asked["data"] = (cast(Any, JSONBody)[body], required)
-    asked |= {"key": (IdempotencyKey, None)} if once else {}
+    asked |= {"key": (Once, None)} if once else {}
 
     async def handler(request: Request, key: str | None = None, data: Any = None, **given: Any) -> Any:
         told = {"id" if word == "uuid" else word: value for word, value in given.items()}
@@ -4206,9 +4193,9 @@ def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits
     for line, fn in addresses.items():
         name, method, path, *how = line.split()
         status = next(map(int, filter(str.isdecimal, how)), None)
-        asks = any(one.kind is one.KEYWORD_ONLY for one in signature(fn).parameters.values())
-        is_transaction = "db" in signature(fn).parameters
-        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks or is_transaction else fn
+        words = signature(fn).parameters.values()
+        asks = any(one.name == "db" or one.kind is one.KEYWORD_ONLY for one in words)
+        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks else fn
         handler.__name__ = name  # the operation's, in the document
         responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
         put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
@@ -4324,7 +4311,7 @@ def http(app: App) -> Litestar:
         [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
-        exception_handlers={Problem: answer_problem, HTTPException: answer_refusal, Exception: answer_bug},
+        exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
         openapi_config=OpenAPIConfig(
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
