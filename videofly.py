@@ -1603,11 +1603,8 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
         state, effect = "attention", str(puzzle)
     run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
         state=state, effect=effect, id=id)  # fmt: skip
-    for (other,) in db.execute("""
-        SELECT w.id FROM payment_events e JOIN payment_events w
-            ON w.payment = e.payment OR w.subscription_id = e.subscription_id OR w.customer_id = e.customer_id
-        WHERE e.id = ? AND w.state = 'attention' LIMIT 100
-    """, [id]).fetchall() if state == "applied" else ():  # fmt: skip
+    others = "SELECT waiting_id FROM payment_events_waiting WHERE event_id = ? LIMIT 100"
+    for (other,) in db.execute(others, [id]).fetchall() if state == "applied" else ():
         apply_event(db, id=other, shop=shop, now=now)
     return {"effect": effect}
 
@@ -1671,29 +1668,21 @@ def refunded(db: Db, event: PaymentEvent) -> str:
         raise Puzzle("The payment is not known that was paid back.")
     return str(sale[0])
 
-# The credits that an order or a subscription's period gives: what is left of the highest plan that was paid
-# for in it, and, while anything is, what a change to a higher one promised on top.
-DUE = """coalesce(max(credits_left), 0) + iif(max(credits_left) > 0,
-                                              max(coalesce(max(promised), 0) - max(credits), 0), 0)"""
-
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
     if not (event.entitlement and event.user_id):
         return "Noted."
     mine = {"user_id": event.user_id, "entitlement": event.entitlement}
-    paid_for = db.execute(f"""
-        SELECT {DUE} FROM payments WHERE user_id = :user_id AND entitlement = :entitlement
-    """, mine).fetchone()[0]  # noqa: S608
-    had, steps = db.execute("""
-        SELECT coalesce(sum(credits), 0), count(*) FROM (
-            SELECT initial AS credits FROM credit_packages WHERE entitlement = :entitlement
-            UNION ALL SELECT -credits FROM credit_clawbacks WHERE entitlement = :entitlement)
+    paid_for, had, steps, period_end_at = db.execute("""
+        SELECT due, had, steps, period_end_at FROM entitlements
+        WHERE user_id = :user_id AND entitlement = :entitlement
     """, mine).fetchone()  # fmt: skip
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(db, event, shop, now), now=now)  # fmt: skip
+                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now),
+                        now=now)  # fmt: skip
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1702,15 +1691,11 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
         return f"{had - paid_for} credits to be taken back: {deducted} were there, {owed} are owed."
     return "Everything was as it should be."
 
-def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
+def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
     rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
-    period_end_at = value(db, """
-        SELECT max(period_end_at) FROM payment_events
-        WHERE user_id = :user_id AND entitlement = :entitlement AND credits IS NOT NULL
-    """, user_id=event.user_id, entitlement=event.entitlement)
-    if event.subscription_id and (period_end_at or 0) > now:
-        return cast(int, period_end_at)
+    if event.subscription_id and period_end_at and period_end_at > now:
+        return period_end_at
     yearly = isinstance(product, Plan) and product.interval == "year"
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
