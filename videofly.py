@@ -273,6 +273,9 @@ READERS = 2
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
+END_JOB = """
+    UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
+                    succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
              PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
@@ -558,10 +561,6 @@ def claim_job(db: Db, *, name: str, next_at: int, at_once: bool, now: int) -> bo
         WHERE name = :name AND leased_until_at NOT BETWEEN :now AND :until
           AND (due_at <= :now OR due_at > :next_at OR :at_once)
     """, name=name, next_at=next_at, at_once=at_once, until=now + LEASE, now=now))
-
-END_JOB = """
-    UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
-                    succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 # ---------------------------------------------------------------------------
 # 4  Templates
@@ -969,18 +968,15 @@ def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
 
 def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
     """What types cannot say: (key, reason)."""
-    for n, template in enumerate(catalogue.providers):
-        if template.name in providers:
-            yield f"providers[{n}].name", f"{template.name!r} is there twice"
-        providers = providers | {template.name}
     if catalogue.version:
         yield "version", "it is computed, not set"
-    seen = set[str]()
-    for kind in ("models", "packs", "plans"):
+    seen = {("name", name) for name in providers}
+    for kind, field in (("providers", "name"), ("models", "id"), ("packs", "id"), ("plans", "id")):
         for n, thing in enumerate(getattr(catalogue, kind)):
-            ids = {thing.id, getattr(thing, "at_creem", thing.id)}
-            yield from ((f"{kind}[{n}].id", f"{id!r} is there twice") for id in ids & seen)
-            seen |= ids
+            names = {(field, getattr(thing, each)) for each in (field, "at_creem") if hasattr(thing, each)}
+            yield from ((f"{kind}[{n}].{field}", f"{name!r} is there twice") for _, name in names & seen)
+            seen |= names
+    providers = providers | {template.name for template in catalogue.providers}
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
@@ -1285,6 +1281,10 @@ REMEMBERED = MINUTE  # a session or key is looked up again after this long, and 
 KEYS_MAX = 100  # unrevoked keys of a user
 END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # where this is all there is to do, run does it
 TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
+# The password was right.  The address is given back one attempt, not all: signing in to one's own account
+# must not buy guesses at others'.
+FORGET_ATTEMPT = """DELETE FROM sign_in_failures WHERE subject = :account
+                    OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)"""
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 class Principal(msgspec.Struct, frozen=True):
@@ -1351,11 +1351,6 @@ def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -
         insert(db, "sign_in_failures", subject=subject, failed_at=now)
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
-
-# The password was right.  The address is given back one attempt, not all: signing in to one's own account
-# must not buy guesses at others'.
-FORGET_ATTEMPT = """DELETE FROM sign_in_failures WHERE subject = :account
-                    OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)"""
 
 def set_password(db: Db, *, email: str, password_hash: str) -> User:
     """Change the password, and by that sign out everywhere."""
@@ -1434,10 +1429,15 @@ STANDINGS = {"subscription.paid": "active"} | {f"subscription.{word}": word for 
     "active", "trialing", "canceled", "scheduled_cancel", "past_due", "unpaid", "expired", "paused")}
 KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "subscription"}
 UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
+REFUNDS = ("refund", "dispute")
 UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
+SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
+REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
+COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
+MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
 # Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing
 # (https://docs.creem.io/code/webhooks).
@@ -1534,8 +1534,6 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
         "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
     return row | {"payment": next(iter(names_of(row)), None)}
 
-REFUNDS = ("refund", "dispute")
-
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
     said = {id_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
@@ -1586,8 +1584,6 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
                 **row | ours, body=body, received_at=now)  # fmt: skip
     if id is not None:
         apply_event(db, id=id, shop=shop, now=now)
-
-REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 
 def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
@@ -1640,8 +1636,6 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """, user_id=user_id, entitlement=entitlement, payment=event.payment,
         subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
-
-SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
 
 def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
@@ -1739,9 +1733,6 @@ def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
     return required(found, NotFound("There is no such checkout of yours."))
 
-# Creem knows of it, and said where to pay.
-MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"
-
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
     return [id for (id,) in db.execute("""
@@ -1802,8 +1793,6 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
     """, user_id=user_id, product=wish.product, id=event.id):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
-
-COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 
 # ---------------------------------------------------------------------------
 # 9  Videos
@@ -1870,6 +1859,7 @@ class Job(Order, frozen=True):
     deleted_at: int | None
 
 VideoList = TypedDict("VideoList", {"videos": list[Video], "nextCursor": str | None})
+LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
 ANSWERED = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
 
 def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: str, now: int) -> bytes:
@@ -1967,8 +1957,6 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     else:
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
                    due_at=now if after else due_at, now=now)  # fmt: skip
-
-LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
 
 def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int) -> None:
     """What the provider says of its job, and what follows from it for the video."""
@@ -2823,6 +2811,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 
 CREEM_HOSTS = {"production": "https://api.creem.io", "test": "https://test-api.creem.io"}
 CALL_S, MODERATION_S = 10.0, 5.0  # for a whole call
+RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
 CARDS = {card: luck for luck, cards in {  # of Creem's test mode
     "": "4242424242424242 4111111111111111", "It was declined.": "4000000000000002 4507990000000028",
     "Its funds are insufficient.": "4000000000009995 4507990000000010",
@@ -2951,8 +2940,6 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
     with contextlib.suppress(ValueError):  # a secret that this way cannot use
         return is_signed_by("standard", headers, body, [secret], now)
     return False
-
-RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
 
 def sign_return(query: str, key: str) -> str:
     """What Creem signs a buyer's way back to us with: the pairs in their order and the API key, hashed."""
