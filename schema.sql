@@ -200,6 +200,11 @@ CREATE VIEW movements AS
       AND (t.hold_id IS NULL OR t.id = (
           SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind));
 
+-- The rows of the journal that are a video's, with how its hold stands.
+CREATE VIEW video_transactions AS
+    SELECT t.*, h.video_id, h.state, h.created_at AS held_at
+    FROM credit_transactions t JOIN credit_holds h ON h.id = t.hold_id;
+
 -- A hold with what it drew from which package.
 CREATE VIEW shown_holds AS
     SELECT h.*, (SELECT json_group_array(json_object('packageId', t.package_id, 'credits', t.credits,
@@ -430,6 +435,11 @@ CREATE INDEX payment_events_by_subscription  ON payment_events (subscription_id,
 CREATE INDEX payment_events_by_customer      ON payment_events (customer_id) WHERE customer_id IS NOT NULL;
 CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitlement, payment);
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
+
+-- Those that Creem knows of, and of which nothing was heard.
+CREATE VIEW open_checkouts AS
+    SELECT * FROM checkouts c
+    WHERE checkout_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id);
 
 -- Whose an event may be, the best first.  A subscription and a payment stay whose they were; what is new belongs to
 -- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.

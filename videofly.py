@@ -171,8 +171,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
             raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
-    key, production = settings.creem_api_key, settings.env == "production"
-    if key and key.startswith("creem_test_") is production:
+    if (key := settings.creem_api_key) and key.startswith("creem_test_") is (settings.env == "production"):
         raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
 
@@ -1160,12 +1159,11 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
     """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     parts = db.execute("""
-        SELECT h.id, t.user_id, t.package_id, t.credits,
+        SELECT t.hold_id, t.user_id, t.package_id, t.credits,
                iif(p.spendable_until_at <= :now, p.remaining, 0) AS lost,
-               p.expires_at <= :now AND (p.spendable_until_at <= :now OR h.created_at < p.expires_at) AS grace
-        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
-        JOIN credit_packages p ON p.id = t.package_id
-        WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
+               p.expires_at <= :now AND (p.spendable_until_at <= :now OR t.held_at < p.expires_at) AS grace
+        FROM video_transactions t JOIN credit_packages p ON p.id = t.package_id
+        WHERE t.video_id = :video_id AND t.state = 'frozen' AND t.kind = 'freeze' ORDER BY t.id
     """, {"video_id": video_id, "now": now}).fetchall()  # fmt: skip
     for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
         if lost:  # first, so that a release's rows stand together in the journal
@@ -1735,10 +1733,8 @@ def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
 
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
-    return [id for (id,) in db.execute("""
-        SELECT checkout_id FROM checkouts c WHERE created_at > ? AND checkout_id IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id)
-    """, [since])]
+    sql = "SELECT checkout_id FROM open_checkouts WHERE created_at > ?"
+    return [id for (id,) in db.execute(sql, [since])]
 
 def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
     sql = "FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1"
@@ -2114,10 +2110,7 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
     video = get_video(db, user_id=user_id, id=id)
     holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
-    rows = many(db, JournalRow, """
-        FROM credit_transactions
-        WHERE hold_id IN (SELECT id FROM credit_holds WHERE video_id = :id) ORDER BY id
-    """, id=id)
+    rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
     jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
     charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
     return {"videoUuid": id, "status": video.status, "model": video.model, "duration": video.duration,
