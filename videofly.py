@@ -461,10 +461,8 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
     shown = camel_case if typing.is_typeddict(as_) else str
     makers = [(name, how.get(name)) for name in (shown(column) for column, *_ in found.description)]
-    return [as_(**{
-        name: make(value) if make and value is not None else value
-        for (name, make), value in zip(makers, row, strict=True)
-    }) for row in found.fetchall()]  # fmt: skip
+    return [as_(**{name: make(value) if make and value is not None else value
+                   for (name, make), value in zip(makers, row, strict=True)}) for row in found.fetchall()]
 
 def select(as_: type[Any]) -> str:
     return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
@@ -543,9 +541,8 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after  # fmt: skip
 
-JobRuns = TypedDict("JobRuns", {
-    "name": str, "dueAt": datetime, "beganAt": datetime | None, "succeededAt": datetime | None, "runs": int,
-    "result": dict[str, Any]})
+JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
+                                "succeededAt": datetime | None, "result": dict[str, Any]})
 JobList = TypedDict("JobList", {"jobs": list[JobRuns]})
 
 def list_jobs(db: Db) -> JobList:
@@ -916,8 +913,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
         text = path.read_text()
-        file = with_files(tomllib.loads(text), path.parent)
-        catalogue = msgspec.convert(with_templates(file), Catalogue)
+        catalogue = msgspec.convert(with_templates(with_files(tomllib.loads(text), path.parent)), Catalogue)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
@@ -1742,9 +1738,9 @@ def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
 
 def find_subscription(db: Db, *, user_id: str) -> Subscription:
     """The one that has not ended.  Raises NoSubscription."""
-    found = last_subscription(db, user_id=user_id)
-    living = found if found and found["status"] != "canceled" else None
-    return required(living, NoSubscription("You have no subscription."))
+    if (found := last_subscription(db, user_id=user_id)) is None or found["status"] == "canceled":
+        raise NoSubscription("You have no subscription.")
+    return found
 
 def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
@@ -1805,9 +1801,8 @@ Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
 OrderState = Literal[JobState, "unknown", "taken", "missing", "refused", "away"]
 Failure = TypedDict("Failure", {"code": str, "message": str})
 Upload = TypedDict("Upload", {"key": str, "url": str})
-VideoStatus = TypedDict("VideoStatus", {
-    "status": Status, "progress": int, "error": Failure | None, "videoUrl": str | None,
-    "posterUrl": str | None})
+VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "error": Failure | None,
+                                        "videoUrl": str | None, "posterUrl": str | None})
 
 class Video(msgspec.Struct, frozen=True, rename="camel"):
     """A video as its owner sees it."""
@@ -2100,11 +2095,10 @@ def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package["credits"] for package in packages)
-    enough = available >= order.credits
-    return {"credits": order.credits, "available": available, "sufficient": enough,
-            "draws": draw(packages, order.credits) if enough else [], "model": order.model,
-            "duration": order.duration, "aspectRatio": order.aspect_ratio, "quality": order.quality,
-            "catalogVersion": catalog_version}
+    draws = draw(packages, order.credits) if available >= order.credits else []
+    return {"credits": order.credits, "available": available, "sufficient": bool(draws), "draws": draws,
+            "model": order.model, "duration": order.duration, "aspectRatio": order.aspect_ratio,
+            "quality": order.quality, "catalogVersion": catalog_version}
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
@@ -2863,13 +2857,12 @@ class Sandbox:
         """What follows when somebody has paid: the same events, however often they click."""
         n, product = checkout["id"][4:], self.catalogue.product(checkout["product"])
         assert product, "it was there when the checkout was made"
-        is_plan = isinstance(product, Plan)
+        story, subscription_id = ("plan", f"sub_{n}") if isinstance(product, Plan) else ("pack", None)
         await self.tell(
-            "plan" if is_plan else "pack", product, n, user_id=checkout["userId"], email=email,
+            story, product, n, user_id=checkout["userId"], email=email, subscription_id=subscription_id,
             checkout_id=f"ch_{n}", request_id=checkout["id"], order_id=f"ord_{n}", transaction_id=f"tran_{n}",
             units=checkout["units"], paid=product.cents * checkout["units"], begins_at=checkout["createdAt"],
-            customer_id=f"cust_{digest(email)[:20]}",
-            subscription_id=f"sub_{n}" if is_plan else None)  # fmt: skip
+            customer_id=f"cust_{digest(email)[:20]}")  # fmt: skip
 
     async def change(self, story: str, was: Subscription, product: Pack | Plan | None = None) -> None:
         """Renew, cancel, end, resume or upgrade a subscription."""
@@ -3912,8 +3905,7 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
-        told = {"id": checkout["id"], "checkout_id": str(answer.get("id")), "url": url}
-        await app.db.write(run, sql=MARK_CHECKOUT, **told)
+        await app.db.write(run, sql=MARK_CHECKOUT, id=checkout["id"], checkout_id=answer.get("id"), url=url)
     return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
 
 async def open_portal(request: Request) -> Answer[Link]:
