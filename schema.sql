@@ -200,6 +200,11 @@ CREATE VIEW movements AS
       AND (t.hold_id IS NULL OR t.id = (
           SELECT max(id) FROM credit_transactions WHERE hold_id = t.hold_id AND kind = t.kind));
 
+-- The rows of the journal that are a video's, with how its hold stands.
+CREATE VIEW video_transactions AS
+    SELECT t.*, h.video_id, h.state, h.created_at AS held_at
+    FROM credit_transactions t JOIN credit_holds h ON h.id = t.hold_id;
+
 -- A hold with what it drew from which package.
 CREATE VIEW shown_holds AS
     SELECT h.*, (SELECT json_group_array(json_object('packageId', t.package_id, 'credits', t.credits,
@@ -431,6 +436,11 @@ CREATE INDEX payment_events_by_customer      ON payment_events (customer_id) WHE
 CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitlement, payment);
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
 
+-- Those that Creem knows of, and of which nothing was heard.
+CREATE VIEW open_checkouts AS
+    SELECT * FROM checkouts c
+    WHERE checkout_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id);
+
 -- Whose an event may be, the best first.  A subscription and a payment stay whose they were; what is new belongs to
 -- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
 CREATE VIEW payment_owners AS
@@ -444,12 +454,19 @@ CREATE VIEW payment_owners AS
     UNION ALL SELECT e.id, 5, o.user_id FROM payment_events e JOIN payment_events o USING (customer_id)
         WHERE o.user_id IS NOT NULL AND e.is_sale;
 
+-- What needs attention and may be solved by what became clear of an event: other news of the same purchase.
+CREATE VIEW payment_events_waiting AS
+    SELECT e.id AS event_id, w.id AS waiting_id FROM payment_events e JOIN payment_events w
+        ON w.payment = e.payment OR w.subscription_id = e.subscription_id OR w.customer_id = e.customer_id
+    WHERE w.state = 'attention';
+
 -- Each payment, from all that was told of it, and what is left of its credits after what was paid back: rounded
 -- half up, and each refund counted once, whether it is told by itself or in a total.
 CREATE VIEW payments AS
     SELECT *, credits - iif(paid > 0, (2 * credits * min(back, paid) + paid) / (2 * paid), 0) AS credits_left
     FROM (SELECT min(id) AS id, user_id, entitlement, payment, max(product) AS product, max(subscription_id) AS subscription_id,
                  max(credits) AS credits, max(promised) AS promised, max(currency) AS currency,
+                 max(iif(credits IS NULL, NULL, period_end_at)) AS period_end_at,
                  coalesce(max(paid), max(price)) AS paid,
                  max(coalesce(max(back_total), 0), coalesce(sum(back), 0)) AS back, min(occurred_at) AS bought_at,
                  max(order_id) AS order_id, max(transaction_id) AS transaction_id, max(customer_id) AS customer_id
@@ -469,6 +486,20 @@ CREATE TABLE credit_clawbacks (
 CREATE INDEX credit_clawbacks_by_user         ON credit_clawbacks (user_id, credits);
 CREATE INDEX credit_clawbacks_by_entitlement  ON credit_clawbacks (entitlement, credits);
 CREATE INDEX credit_clawbacks_by_event        ON credit_clawbacks (event_id);
+
+-- What payments were for: of an order its credits are due; of a subscription's period those of the highest plan that was
+-- paid for in it, and, while anything of that is left, what a change to a higher one promised on top.  And what was had.
+-- With a window, because with GROUP BY the conditions of whoever asks would not reach the index.
+CREATE VIEW entitlements AS
+    SELECT DISTINCT user_id, entitlement, max(period_end_at) OVER same AS period_end_at,
+           coalesce(max(credits_left) OVER same, 0)
+           + iif(max(credits_left) OVER same > 0,
+                 max(coalesce(max(promised) OVER same, 0) - max(credits) OVER same, 0), 0) AS due,
+           (SELECT coalesce(sum(initial), 0) FROM credit_packages WHERE entitlement = p.entitlement)
+           - (SELECT coalesce(sum(credits), 0) FROM credit_clawbacks WHERE entitlement = p.entitlement) AS had,
+           (SELECT count(*) FROM credit_packages WHERE entitlement = p.entitlement)
+           + (SELECT count(*) FROM credit_clawbacks WHERE entitlement = p.entitlement) AS steps
+    FROM payments p WINDOW same AS (PARTITION BY user_id, entitlement);
 
 CREATE VIEW debts AS
     SELECT user_id, min(created_at) AS since_at,
@@ -619,13 +650,7 @@ CREATE VIEW discrepancies AS
     WHERE coalesce((SELECT state FROM credit_holds WHERE video_id = v.id AND attempt = v.attempt), 'none')
        <> CASE v.status WHEN 'COMPLETED' THEN 'settled' WHEN 'FAILED' THEN 'released' ELSE 'frozen' END
     UNION ALL
-    -- Of an order its credits; of a subscription's period those of the highest plan that was paid for in it, and what a
-    -- change to a higher one promised on top; less what was paid back.
-    SELECT 'payment', p.entitlement, p.user_id FROM payments p GROUP BY p.user_id, p.entitlement
-    HAVING coalesce(max(p.credits_left), 0)
-           + iif(max(p.credits_left) > 0, max(coalesce(max(p.promised), 0) - max(p.credits), 0), 0)
-        <> (SELECT total(initial) FROM credit_packages WHERE entitlement = p.entitlement)
-         - (SELECT total(credits) FROM credit_clawbacks WHERE entitlement = p.entitlement)
+    SELECT 'payment', entitlement, user_id FROM entitlements WHERE due <> had
     UNION ALL
     SELECT 'refund', t.user_id, t.user_id FROM credit_transactions t WHERE t.kind = 'refund' GROUP BY t.user_id
     HAVING sum(t.credits) > (SELECT total(credits) FROM credit_clawbacks WHERE user_id = t.user_id);

@@ -171,8 +171,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
             raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
-    key, production = settings.creem_api_key, settings.env == "production"
-    if key and key.startswith("creem_test_") is production:
+    if (key := settings.creem_api_key) and key.startswith("creem_test_") is (settings.env == "production"):
         raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
 
@@ -273,6 +272,9 @@ READERS = 2
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
+END_JOB = """
+    UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
+                    succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
              PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
@@ -459,10 +461,8 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
     shown = camel_case if typing.is_typeddict(as_) else str
     makers = [(name, how.get(name)) for name in (shown(column) for column, *_ in found.description)]
-    return [as_(**{
-        name: make(value) if make and value is not None else value
-        for (name, make), value in zip(makers, row, strict=True)
-    }) for row in found.fetchall()]  # fmt: skip
+    return [as_(**{name: make(value) if make and value is not None else value
+                   for (name, make), value in zip(makers, row, strict=True)}) for row in found.fetchall()]
 
 def select(as_: type[Any]) -> str:
     return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
@@ -541,9 +541,8 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after  # fmt: skip
 
-JobRuns = TypedDict("JobRuns", {
-    "name": str, "dueAt": datetime, "beganAt": datetime | None, "succeededAt": datetime | None, "runs": int,
-    "result": dict[str, Any]})
+JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
+                                "succeededAt": datetime | None, "result": dict[str, Any]})
 JobList = TypedDict("JobList", {"jobs": list[JobRuns]})
 
 def list_jobs(db: Db) -> JobList:
@@ -558,10 +557,6 @@ def claim_job(db: Db, *, name: str, next_at: int, at_once: bool, now: int) -> bo
         WHERE name = :name AND leased_until_at NOT BETWEEN :now AND :until
           AND (due_at <= :now OR due_at > :next_at OR :at_once)
     """, name=name, next_at=next_at, at_once=at_once, until=now + LEASE, now=now))
-
-END_JOB = """
-    UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
-                    succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 # ---------------------------------------------------------------------------
 # 4  Templates
@@ -918,8 +913,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
     """The catalogue in a file.  Raises Refused with the file, the key and the reason."""
     try:
         text = path.read_text()
-        file = with_files(tomllib.loads(text), path.parent)
-        catalogue = msgspec.convert(with_templates(file), Catalogue)
+        catalogue = msgspec.convert(with_templates(with_files(tomllib.loads(text), path.parent)), Catalogue)
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`key` in ", "").partition(" - at `$.")
         raise Refused(f"{path}: {key.rstrip('`') or 'top level'}: {reason}.") from None
@@ -969,18 +963,15 @@ def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
 
 def catalogue_faults(catalogue: Catalogue, providers: set[str]) -> Iterator[tuple[str, str]]:
     """What types cannot say: (key, reason)."""
-    for n, template in enumerate(catalogue.providers):
-        if template.name in providers:
-            yield f"providers[{n}].name", f"{template.name!r} is there twice"
-        providers = providers | {template.name}
     if catalogue.version:
         yield "version", "it is computed, not set"
-    seen = set[str]()
-    for kind in ("models", "packs", "plans"):
+    seen = {("name", name) for name in providers}
+    for kind, field in (("providers", "name"), ("models", "id"), ("packs", "id"), ("plans", "id")):
         for n, thing in enumerate(getattr(catalogue, kind)):
-            ids = {thing.id, getattr(thing, "at_creem", thing.id)}
-            yield from ((f"{kind}[{n}].id", f"{id!r} is there twice") for id in ids & seen)
-            seen |= ids
+            names = {(field, getattr(thing, each)) for each in (field, "at_creem") if hasattr(thing, each)}
+            yield from ((f"{kind}[{n}].{field}", f"{name!r} is there twice") for _, name in names & seen)
+            seen |= names
+    providers = providers | {template.name for template in catalogue.providers}
     for n, model in enumerate(catalogue.models):
         for unknown in set(model.providers) - providers:
             yield f"models[{n}].providers", f"{unknown!r} is none of {', '.join(sorted(providers))}"
@@ -1164,12 +1155,11 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
     """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     parts = db.execute("""
-        SELECT h.id, t.user_id, t.package_id, t.credits,
+        SELECT t.hold_id, t.user_id, t.package_id, t.credits,
                iif(p.spendable_until_at <= :now, p.remaining, 0) AS lost,
-               p.expires_at <= :now AND (p.spendable_until_at <= :now OR h.created_at < p.expires_at) AS grace
-        FROM credit_holds h JOIN credit_transactions t ON t.hold_id = h.id AND t.kind = 'freeze'
-        JOIN credit_packages p ON p.id = t.package_id
-        WHERE h.video_id = :video_id AND h.state = 'frozen' ORDER BY t.id
+               p.expires_at <= :now AND (p.spendable_until_at <= :now OR t.held_at < p.expires_at) AS grace
+        FROM video_transactions t JOIN credit_packages p ON p.id = t.package_id
+        WHERE t.video_id = :video_id AND t.state = 'frozen' AND t.kind = 'freeze' ORDER BY t.id
     """, {"video_id": video_id, "now": now}).fetchall()  # fmt: skip
     for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
         if lost:  # first, so that a release's rows stand together in the journal
@@ -1285,6 +1275,10 @@ REMEMBERED = MINUTE  # a session or key is looked up again after this long, and 
 KEYS_MAX = 100  # unrevoked keys of a user
 END_SESSION = "DELETE FROM sessions WHERE digest = :digest"  # where this is all there is to do, run does it
 TOUCH_KEY = "UPDATE api_keys SET last_used_at = :now WHERE id = :id"
+# The password was right.  The address is given back one attempt, not all: signing in to one's own account
+# must not buy guesses at others'.
+FORGET_ATTEMPT = """DELETE FROM sign_in_failures WHERE subject = :account
+                    OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)"""
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 class Principal(msgspec.Struct, frozen=True):
@@ -1351,11 +1345,6 @@ def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -
         insert(db, "sign_in_failures", subject=subject, failed_at=now)
     found = db.execute("SELECT id, password_hash FROM users WHERE email = ?", [email]).fetchone()
     return cast(tuple[str, str | None], found or ("", None))
-
-# The password was right.  The address is given back one attempt, not all: signing in to one's own account
-# must not buy guesses at others'.
-FORGET_ATTEMPT = """DELETE FROM sign_in_failures WHERE subject = :account
-                    OR id = (SELECT max(id) FROM sign_in_failures WHERE subject = :address)"""
 
 def set_password(db: Db, *, email: str, password_hash: str) -> User:
     """Change the password, and by that sign out everywhere."""
@@ -1434,10 +1423,15 @@ STANDINGS = {"subscription.paid": "active"} | {f"subscription.{word}": word for 
     "active", "trialing", "canceled", "scheduled_cancel", "past_due", "unpaid", "expired", "paused")}
 KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "subscription"}
 UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
+REFUNDS = ("refund", "dispute")
 UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
+SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
+REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
+COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
+MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
 # Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing
 # (https://docs.creem.io/code/webhooks).
@@ -1534,8 +1528,6 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
         "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
     return row | {"payment": next(iter(names_of(row)), None)}
 
-REFUNDS = ("refund", "dispute")
-
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
     said = {id_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
@@ -1587,8 +1579,6 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
     if id is not None:
         apply_event(db, id=id, shop=shop, now=now)
 
-REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
-
 def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     """Let follow what follows from an event, and say what that was; can be done at any time, again too.  What
     became clear by it may solve what others of the same purchase left open."""
@@ -1603,11 +1593,8 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
         state, effect = "attention", str(puzzle)
     run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
         state=state, effect=effect, id=id)  # fmt: skip
-    for (other,) in db.execute("""
-        SELECT w.id FROM payment_events e JOIN payment_events w
-            ON w.payment = e.payment OR w.subscription_id = e.subscription_id OR w.customer_id = e.customer_id
-        WHERE e.id = ? AND w.state = 'attention' LIMIT 100
-    """, [id]).fetchall() if state == "applied" else ():  # fmt: skip
+    others = "SELECT waiting_id FROM payment_events_waiting WHERE event_id = ? LIMIT 100"
+    for (other,) in db.execute(others, [id]).fetchall() if state == "applied" else ():
         apply_event(db, id=other, shop=shop, now=now)
     return {"effect": effect}
 
@@ -1644,8 +1631,6 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
         subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
 
-SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
-
 def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
     if user_id is None:
@@ -1671,29 +1656,21 @@ def refunded(db: Db, event: PaymentEvent) -> str:
         raise Puzzle("The payment is not known that was paid back.")
     return str(sale[0])
 
-# The credits that an order or a subscription's period gives: what is left of the highest plan that was paid
-# for in it, and, while anything is, what a change to a higher one promised on top.
-DUE = """coalesce(max(credits_left), 0) + iif(max(credits_left) > 0,
-                                              max(coalesce(max(promised), 0) - max(credits), 0), 0)"""
-
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
     if not (event.entitlement and event.user_id):
         return "Noted."
     mine = {"user_id": event.user_id, "entitlement": event.entitlement}
-    paid_for = db.execute(f"""
-        SELECT {DUE} FROM payments WHERE user_id = :user_id AND entitlement = :entitlement
-    """, mine).fetchone()[0]  # noqa: S608
-    had, steps = db.execute("""
-        SELECT coalesce(sum(credits), 0), count(*) FROM (
-            SELECT initial AS credits FROM credit_packages WHERE entitlement = :entitlement
-            UNION ALL SELECT -credits FROM credit_clawbacks WHERE entitlement = :entitlement)
+    paid_for, had, steps, period_end_at = db.execute("""
+        SELECT due, had, steps, period_end_at FROM entitlements
+        WHERE user_id = :user_id AND entitlement = :entitlement
     """, mine).fetchone()  # fmt: skip
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(db, event, shop, now), now=now)  # fmt: skip
+                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now),
+                        now=now)  # fmt: skip
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1702,15 +1679,11 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
         return f"{had - paid_for} credits to be taken back: {deducted} were there, {owed} are owed."
     return "Everything was as it should be."
 
-def end_of(db: Db, event: PaymentEvent, shop: Shop, now: int) -> int:
+def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
     rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
-    period_end_at = value(db, """
-        SELECT max(period_end_at) FROM payment_events
-        WHERE user_id = :user_id AND entitlement = :entitlement AND credits IS NOT NULL
-    """, user_id=event.user_id, entitlement=event.entitlement)
-    if event.subscription_id and (period_end_at or 0) > now:
-        return cast(int, period_end_at)
+    if event.subscription_id and period_end_at and period_end_at > now:
+        return period_end_at
     yearly = isinstance(product, Plan) and product.interval == "year"
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
@@ -1754,15 +1727,10 @@ def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
     return required(found, NotFound("There is no such checkout of yours."))
 
-# Creem knows of it, and said where to pay.
-MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"
-
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
-    return [id for (id,) in db.execute("""
-        SELECT checkout_id FROM checkouts c WHERE created_at > ? AND checkout_id IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id)
-    """, [since])]
+    sql = "SELECT checkout_id FROM open_checkouts WHERE created_at > ?"
+    return [id for (id,) in db.execute(sql, [since])]
 
 def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
     sql = "FROM subscriptions WHERE user_id = :id ORDER BY status = 'canceled', occurred_at DESC LIMIT 1"
@@ -1770,9 +1738,9 @@ def last_subscription(db: Db, *, user_id: str) -> Subscription | None:
 
 def find_subscription(db: Db, *, user_id: str) -> Subscription:
     """The one that has not ended.  Raises NoSubscription."""
-    found = last_subscription(db, user_id=user_id)
-    living = found if found and found["status"] != "canceled" else None
-    return required(living, NoSubscription("You have no subscription."))
+    if (found := last_subscription(db, user_id=user_id)) is None or found["status"] == "canceled":
+        raise NoSubscription("You have no subscription.")
+    return found
 
 def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
@@ -1818,8 +1786,6 @@ def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> 
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
 
-COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
-
 # ---------------------------------------------------------------------------
 # 9  Videos
 # ---------------------------------------------------------------------------
@@ -1835,9 +1801,8 @@ Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
 OrderState = Literal[JobState, "unknown", "taken", "missing", "refused", "away"]
 Failure = TypedDict("Failure", {"code": str, "message": str})
 Upload = TypedDict("Upload", {"key": str, "url": str})
-VideoStatus = TypedDict("VideoStatus", {
-    "status": Status, "progress": int, "error": Failure | None, "videoUrl": str | None,
-    "posterUrl": str | None})
+VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "error": Failure | None,
+                                        "videoUrl": str | None, "posterUrl": str | None})
 
 class Video(msgspec.Struct, frozen=True, rename="camel"):
     """A video as its owner sees it."""
@@ -1885,6 +1850,7 @@ class Job(Order, frozen=True):
     deleted_at: int | None
 
 VideoList = TypedDict("VideoList", {"videos": list[Video], "nextCursor": str | None})
+LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
 ANSWERED = "SELECT fingerprint, answer FROM idempotency_keys WHERE user_id = :user_id AND key = :key"
 
 def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: str, now: int) -> bytes:
@@ -1982,8 +1948,6 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
     else:
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
                    due_at=now if after else due_at, now=now)  # fmt: skip
-
-LATE_LIFE = DAY  # a result that comes after the deadline is waited for, and never charged
 
 def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int) -> None:
     """What the provider says of its job, and what follows from it for the video."""
@@ -2131,20 +2095,16 @@ def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package["credits"] for package in packages)
-    enough = available >= order.credits
-    return {"credits": order.credits, "available": available, "sufficient": enough,
-            "draws": draw(packages, order.credits) if enough else [], "model": order.model,
-            "duration": order.duration, "aspectRatio": order.aspect_ratio, "quality": order.quality,
-            "catalogVersion": catalog_version}
+    draws = draw(packages, order.credits) if available >= order.credits else []
+    return {"credits": order.credits, "available": available, "sufficient": bool(draws), "draws": draws,
+            "model": order.model, "duration": order.duration, "aspectRatio": order.aspect_ratio,
+            "quality": order.quality, "catalogVersion": catalog_version}
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
     video = get_video(db, user_id=user_id, id=id)
     holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
-    rows = many(db, JournalRow, """
-        FROM credit_transactions
-        WHERE hold_id IN (SELECT id FROM credit_holds WHERE video_id = :id) ORDER BY id
-    """, id=id)
+    rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
     jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
     charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
     return {"videoUuid": id, "status": video.status, "model": video.model, "duration": video.duration,
@@ -2830,6 +2790,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 
 CREEM_HOSTS = {"production": "https://api.creem.io", "test": "https://test-api.creem.io"}
 CALL_S, MODERATION_S = 10.0, 5.0  # for a whole call
+RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
 CARDS = {card: luck for luck, cards in {  # of Creem's test mode
     "": "4242424242424242 4111111111111111", "It was declined.": "4000000000000002 4507990000000028",
     "Its funds are insufficient.": "4000000000009995 4507990000000010",
@@ -2888,13 +2849,12 @@ class Sandbox:
         """What follows when somebody has paid: the same events, however often they click."""
         n, product = checkout["id"][4:], self.catalogue.product(checkout["product"])
         assert product, "it was there when the checkout was made"
-        is_plan = isinstance(product, Plan)
+        story, subscription_id = ("plan", f"sub_{n}") if isinstance(product, Plan) else ("pack", None)
         await self.tell(
-            "plan" if is_plan else "pack", product, n, user_id=checkout["userId"], email=email,
+            story, product, n, user_id=checkout["userId"], email=email, subscription_id=subscription_id,
             checkout_id=f"ch_{n}", request_id=checkout["id"], order_id=f"ord_{n}", transaction_id=f"tran_{n}",
             units=checkout["units"], paid=product.cents * checkout["units"], begins_at=checkout["createdAt"],
-            customer_id=f"cust_{digest(email)[:20]}",
-            subscription_id=f"sub_{n}" if is_plan else None)  # fmt: skip
+            customer_id=f"cust_{digest(email)[:20]}")  # fmt: skip
 
     async def change(self, story: str, was: Subscription, product: Pack | Plan | None = None) -> None:
         """Renew, cancel, end, resume or upgrade a subscription."""
@@ -2958,8 +2918,6 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
     with contextlib.suppress(ValueError):  # a secret that this way cannot use
         return is_signed_by("standard", headers, body, [secret], now)
     return False
-
-RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
 
 def sign_return(query: str, key: str) -> str:
     """What Creem signs a buyer's way back to us with: the pairs in their order and the API key, hashed."""
@@ -3916,8 +3874,7 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
-        told = {"id": checkout["id"], "checkout_id": str(answer.get("id")), "url": url}
-        await app.db.write(run, sql=MARK_CHECKOUT, **told)
+        await app.db.write(run, sql=MARK_CHECKOUT, id=checkout["id"], checkout_id=answer.get("id"), url=url)
     return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
 
 async def open_portal(request: Request) -> Answer[Link]:
