@@ -1,6 +1,7 @@
 """What is done by itself: when, how often, and what of it operators see and can ask for."""
 
 import asyncio
+import base64
 import csv
 import io
 import random
@@ -728,6 +729,14 @@ async def test_a_report_in_csv_says_the_same_page_by_page(app, boss, story):
             seen += csv.DictReader(io.StringIO(answer.text))
             cursor = answer.headers.get("x-next-cursor")
         assert seen == [{key: cell(value) for key, value in row.items()} for row in whole], name
+
+
+async def test_a_cursor_that_somebody_made_up_breaks_nothing(app, boss, story):
+    for text in ("9" * 30, "-1", "1.5", "null", "[1]", '"\\u0000"', '"\\ud800"', '"\xff"', '"x"', "7", ""):
+        cursor = base64.urlsafe_b64encode(text.encode("latin-1")).decode()
+        for name in await names(app):
+            answer = await boss.get(f"/api/v1/admin/reports/{name}", params={"cursor": cursor})
+            assert answer.status_code == 200 or error_of(answer) == (400, "E4009"), text
 
 
 async def test_reports_are_for_administrators_only(app, client, ada):
