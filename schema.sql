@@ -605,9 +605,9 @@ CREATE VIEW report_failures AS      -- by provider, and how it put it
     FROM provider_jobs WHERE state IN ('failed', 'refused', 'away', 'missing', 'unknown') GROUP BY provider, state, error;
 
 CREATE VIEW report_unearned AS      -- credits that may still be spent, by the month in which they end
-    SELECT coalesce(strftime('%Y-%m', expires_at / 1000, 'unixepoch'), 'never') AS month, trans_type,
-           sum(remaining + frozen) AS credits, count(*) AS packages
-    FROM credit_packages WHERE remaining + frozen > 0 GROUP BY 1, 2;
+    SELECT month || ' ' || trans_type AS id, month, trans_type, sum(remaining + frozen) AS credits, count(*) AS packages
+    FROM (SELECT *, coalesce(strftime('%Y-%m', expires_at / 1000, 'unixepoch'), 'never') AS month FROM credit_packages)
+    WHERE remaining + frozen > 0 GROUP BY 1;
 
 CREATE VIEW report_debts AS
     SELECT d.user_id, u.email, d.credits, d.since_at FROM debts d JOIN users u ON u.id = d.user_id;

@@ -536,7 +536,7 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     first, *_ = known.values()
     conditions = "".join(f" AND {known[column]} = :{column}" for column in filters)
     sql = f"SELECT * FROM {view} WHERE {first} < :before{conditions}"  # noqa: S608
-    rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=int | str, **filters)
+    rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=Position | str, **filters)
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after  # fmt: skip

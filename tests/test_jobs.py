@@ -1,7 +1,11 @@
 """What is done by itself: when, how often, and what of it operators see and can ask for."""
 
 import asyncio
+import base64
+import csv
+import io
 import random
+import re
 import statistics
 import time
 from collections import Counter
@@ -10,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 import videofly as v
-from conftest import books_are_right, error_of, person, rows, work
+from conftest import books_are_right, client_of, error_of, person, rows, work
 
 pytestmark = pytest.mark.anyio
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds, as the tests' clock counts
@@ -80,8 +84,8 @@ async def ran(app, name):
 @pytest.mark.parametrize(("days", "step", "often"), [
     (365, 4 * HOUR, {"prune": 2191, "cleanup-videos": 53} | dict.fromkeys(
         ("expire-credits", "reconcile", "audit"), 366)),
-    (10, 10 * MINUTE, {"prune": 1441, "cleanup-videos": 3} | dict.fromkeys(
-        ("expire-credits", "reconcile", "audit"), 11)),
+    (8, 10 * MINUTE, {"prune": 1153, "cleanup-videos": 2} | dict.fromkeys(
+        ("expire-credits", "reconcile", "audit"), 9)),
 ])  # fmt: skip
 async def test_each_job_runs_as_often_as_its_crontab_says(app, clock, diary, days, step, often):
     looks = []
@@ -472,12 +476,12 @@ async def test_what_people_deleted_themselves_is_left_alone(app, client, two, cl
     assert await rows(app, "SELECT * FROM videos") == before
 
 
-def ended(db, *, user_id, completed, failed, now):
+def ended(db, *, user_id, completed, failed, now, model="told"):
     """So many videos that have just ended; of the completed ones, the keys of their files."""
     keys = []
     for n in range(completed + failed):
         id = v.new_uuid(now)
-        order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], 10)
+        order = v.Order(model, "scripted", "a fox", "", 5, "16:9", "480p", 1, [], 10)
         v.request_video(db, id=id, user_id=user_id, api_key_id=None, order=order, max_running=1,
                         catalog_version="", timeout=1, now=now)  # fmt: skip
         find = {"as_": v.Job, "user_id": user_id, "id": id}
@@ -504,3 +508,237 @@ async def test_1200_videos_are_taken_away_at_once(app, clock):
     await work(app, for_s=0)
     assert files(app) == []
     await books_are_right(app)
+
+
+# --- who may run them
+
+SECRET = "what only the scheduler knows"
+NIGHTLY = ["/api/cron/expire-credits", "/api/cron/cleanup-videos"]
+
+
+@pytest.fixture
+async def timed(open_app):
+    """A server that an outside scheduler may call."""
+    async with open_app(cron_secret=SECRET) as app, client_of(app) as client:
+        yield app, client
+
+
+def bearer(secret):
+    return {"Authorization": f"Bearer {secret}".encode()}
+
+
+@pytest.mark.parametrize("path", [*NIGHTLY, "/api/cron/nothing"])
+async def test_without_the_secret_nobody_runs_a_job(timed, path):
+    app, client = timed
+    assert error_of(await client.get(path)) == (401, "E4010")
+    for sent in ("", "Bearer", "Bearer ", "Bearer wrong", SECRET, f"Basic {SECRET}", f"Bearer {SECRET[:-1]}",
+                 f"Bearer {SECRET}s", f"Bearer {SECRET.upper()}", "Bearer \xe9"):  # fmt: skip
+        headers = {"Authorization": sent.encode("latin-1")}
+        assert error_of(await client.get(path, headers=headers)) == (401, "E4010"), sent
+    assert await jobs(app) == {}
+
+
+@pytest.mark.parametrize("path", [*NIGHTLY, "/api/cron/nothing"])
+async def test_while_no_secret_is_set_none_is_right(app, client, path):
+    for sent in ("", "Bearer", "Bearer ", "Bearer None", f"Bearer {SECRET}"):
+        assert error_of(await client.get(path, headers={"Authorization": sent})) == (401, "E4010"), sent
+    assert await jobs(app) == {}
+
+
+@pytest.mark.parametrize("path", NIGHTLY)
+async def test_what_opens_everything_else_to_administrators_opens_no_cron(timed, path):
+    app, client = timed
+    admin = await person(app, "root@example.com", is_admin=True)
+    assert error_of(await client.get(path, headers=admin.headers)) == (401, "E4010")
+    operator = bearer(v.operator_token(app.secret))
+    assert error_of(await client.get(path, headers=operator)) == (401, "E4010")
+    account = {"email": "boss@example.com", "password": "correct horse"}
+    await client.post("/api/v1/admin/users", json=account | {"isAdmin": True}, headers=operator)
+    await client.post("/api/auth/sign-in", json=account)
+    assert (await client.get("/api/v1/admin/jobs")).status_code == 200
+    assert error_of(await client.get(path)) == (401, "E4010")
+    assert await jobs(app) == {}
+
+
+async def test_a_scheduler_elsewhere_may_call_any_number_of_times(timed, clock):
+    app, client = timed
+    ada = await person(app, "ada@example.com", credits=50, expires_at=app.now() + 90 * DAY * 1000)
+    await app.write(ended, user_id=ada.id, completed=2, failed=1)
+    clock.pass_s(90 * DAY)
+    expiry, cleanup = NIGHTLY
+    for packages, failed, completed in ((1, 1, 2), (0, 0, 0), (0, 0, 0)):
+        for path, data in ((expiry, {"expiredPackages": packages}),
+                           (cleanup, {"deletedFailed": failed, "archivedCompleted": completed})):
+            answer = await client.get(path, headers=bearer(SECRET))
+            assert (answer.status_code, answer.json()) == (200, {"success": True, "data": data})
+    await books_are_right(app)
+
+
+async def test_a_scheduler_is_told_what_cannot_be(timed, monkeypatch):
+    _, client = timed
+    for path in ("/api/cron/nothing", "/api/cron/"):
+        assert error_of(await client.get(path, headers=bearer(SECRET)))[0] == 404
+    assert error_of(await client.post(NIGHTLY[0], headers=bearer(SECRET)))[0] == 405
+    replace(monkeypatch, "expire-credits", lambda: asyncio.sleep(0.05))
+    both = await asyncio.gather(*(client.get(NIGHTLY[0], headers=bearer(SECRET)) for _ in range(2)))
+    assert sorted(answer.status_code for answer in both) == [200, 503]
+
+
+async def test_the_secret_of_schedulers_opens_nothing_else(timed):
+    _, client = timed
+    for path in ("/api/v1/admin/jobs", "/api/v1/credit/balance"):
+        assert error_of(await client.get(path, headers=bearer(SECRET))) == (401, "E4010")
+
+
+async def test_jobs_are_for_administrators_only(app, client, ada):
+    run = "/api/v1/admin/jobs/expire-credits"
+    assert error_of(await client.get("/api/v1/admin/jobs")) == (403, "E4011")
+    assert error_of(await client.post(run)) == (403, "E4011")
+    del client.headers["Authorization"]
+    assert error_of(await client.get("/api/v1/admin/jobs")) == (401, "E4010")
+    assert error_of(await client.post(run)) == (401, "E4010")
+    assert await jobs(app) == {}
+
+
+async def test_administrators_see_and_run_jobs(app, boss, clock):
+    assert await ask(boss, "jobs") == {"jobs": []}
+    answer = await boss.post("/api/v1/admin/jobs/expire-credits")
+    assert (answer.status_code, answer.json()["data"]) == (200, {"expiredPackages": 0})
+    assert await ask(boss, "jobs") == {"jobs": [{
+        "name": "expire-credits", "dueAt": "2027-01-16T02:00:00Z", "beganAt": "2027-01-15T08:00:00Z",
+        "succeededAt": "2027-01-15T08:00:00Z", "runs": 1, "result": {"expiredPackages": 0}}]}  # fmt: skip
+    for name in ("nothing", "Prune", "prune%20"):
+        assert error_of(await boss.post(f"/api/v1/admin/jobs/{name}")) == (404, "E4012")
+
+
+# --- reports
+
+
+@pytest.fixture
+async def boss(app):
+    """A client that an administrator uses."""
+    admin = await person(app, "root@example.com", is_admin=True)
+    async with client_of(app, **admin.headers) as client:
+        yield client
+
+
+async def ask(client, path):
+    answer = await client.get(f"/api/v1/admin/{path}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+@pytest.fixture
+async def story(app, client, ada, provider):
+    """Ada orders four videos: two fail alike, one is made at the second try, one is being made.  Eve has two
+    gifts and the rest of a package; what she made was with a model that is no longer there."""
+    made = v.Snapshot("succeeded", 100, "https://provider.test/fox.mp4", cost=0.25)
+    unmade = v.Snapshot("failed", error="no foxes today", cost=0.5)
+    for script in (["a", unmade], ["b", unmade], [v.SubmitRefused("=too busy", again=True), "c", made],
+                   ["d", v.Snapshot("running", 30)]):  # fmt: skip
+        provider.script = script
+        await order(client)
+        await work(app, for_s=0 if "d" in script else 5)
+    date = app.now() + 30 * DAY * 1000
+    eve = await person(app, "eve@example.com", credits=45, expires_at=date)
+    await app.write(ended, user_id=eve.id, completed=2, failed=1, model="forgotten")
+    for source, credits in (("x", 3), ("y", 4)):
+        await app.write(v.grant, user_id=eve.id, credits=credits, trans_type="NEW_USER", source_ref=source,
+                        note="", expires_at=date)  # fmt: skip
+    return {"ada@example.com": ada.id, "eve@example.com": eve.id}
+
+
+async def test_users_are_reported_with_what_they_have_and_did(boss, story):
+    found = {row["email"]: row for row in (await ask(boss, "reports/users"))["rows"]}
+    common = {"plan": None, "isAdmin": False, "isDisputed": False}
+    mine = {"creditsRemaining": 80, "creditsUsed": 10, "videos": 4}
+    hers = {"creditsRemaining": 32, "creditsUsed": 20, "videos": 3}
+    for email, told in (("ada@example.com", mine), ("eve@example.com", hers)):
+        row = found[email]
+        assert row.pop("createdAt").startswith("2027-01-15T08:00:")
+        assert row == common | told | {"id": story[email], "email": email}
+    assert found["root@example.com"]["isAdmin"] is True
+    (only,) = (await ask(boss, "reports/users?email=eve@example.com"))["rows"]
+    assert only["videos"] == 3
+
+
+async def test_models_are_reported_with_what_they_earned_and_cost(boss, story):
+    assert (await ask(boss, "reports/models"))["rows"] == [
+        {"model": "told", "videos": 4, "completed": 1, "failed": 2, "creditsCharged": 10, "cost": 1.25},
+        {"model": "forgotten", "videos": 3, "completed": 2, "failed": 1, "creditsCharged": 20, "cost": None},
+    ]
+
+
+async def test_failures_are_reported_by_how_they_were_put(boss, story):
+    found = (await ask(boss, "reports/failures"))["rows"]
+    assert [(row["provider"], row["state"], row["error"], row["times"]) for row in found] == [
+        ("scripted", "away", "=too busy", 1), ("scripted", "failed", "no foxes today", 2)]  # fmt: skip
+    assert all(row["lastAt"].startswith("2027-01-15T08:00:") for row in found)
+    assert len((await ask(boss, "reports/failures?state=away"))["rows"]) == 1
+
+
+async def test_what_may_still_be_spent_is_reported_by_the_month_in_which_it_ends(boss, story):
+    found = (await ask(boss, "reports/unearned"))["rows"]
+    assert [(row["month"], row["transType"], row["credits"], row["packages"]) for row in found] == [
+        ("never", "SYSTEM_ADJUST", 90, 1),  # the frozen ones too
+        ("2027-02", "SYSTEM_ADJUST", 25, 1), ("2027-02", "NEW_USER", 7, 2)]  # fmt: skip
+    assert (await ask(boss, "reports/unearned?month=2027-02&transType=NEW_USER"))["rows"] == [found[2]]
+
+
+async def test_orders_to_providers_are_reported(boss, story):
+    found = (await ask(boss, "reports/provider-jobs"))["rows"]
+    assert [(row["state"], row["providerId"], row["cost"]) for row in found] == [
+        ("taken", "d", None), ("succeeded", "c", 0.25), ("away", None, None), ("failed", "b", 0.5),
+        ("failed", "a", 0.5)]  # fmt: skip
+
+
+async def names(app):
+    found = await rows(app, "SELECT substr(name, 8) FROM sqlite_schema WHERE name GLOB 'report_*' ORDER BY 1")
+    return [name.replace("_", "-") for (name,) in found]
+
+
+async def test_where_nothing_happened_reports_are_empty(app, boss):
+    assert len(await names(app)) == 9
+    for name in await names(app):
+        found = await ask(boss, f"reports/{name}")
+        assert (len(found["rows"]), found["nextCursor"]) == (int(name == "users"), None)
+
+
+async def test_page_by_page_a_report_has_every_row_once(app, boss, story):
+    for name in await names(app):
+        whole, seen, cursor = (await ask(boss, f"reports/{name}"))["rows"], [], ""
+        while cursor is not None:
+            page = await ask(boss, f"reports/{name}?limit=1{cursor and '&cursor=' + cursor}")
+            seen, cursor = seen + page["rows"], page["nextCursor"]
+        assert seen == whole, name
+
+
+def cell(value):
+    """As CSV has it: formulas are defused, and UTC is written in numbers."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith("=") else re.sub(r"^(20\d\d-\S+)Z$", r"\1+00:00", text)
+
+
+async def test_a_report_in_csv_says_the_same_page_by_page(app, boss, story):
+    for name in ("users", "models", "failures", "unearned", "provider-jobs"):
+        whole, seen, cursor = (await ask(boss, f"reports/{name}"))["rows"], [], ""
+        while cursor is not None:
+            path = f"/api/v1/admin/reports/{name}?limit=2&format=csv{cursor and '&cursor=' + cursor}"
+            answer = await boss.get(path)
+            assert answer.headers["content-type"].startswith("text/csv")
+            seen += csv.DictReader(io.StringIO(answer.text))
+            cursor = answer.headers.get("x-next-cursor")
+        assert seen == [{key: cell(value) for key, value in row.items()} for row in whole], name
+
+
+async def test_a_cursor_that_somebody_made_up_breaks_nothing(app, boss, story):
+    for text in ("9" * 30, "-1", "1.5", "null", "[1]", '"\\u0000"', '"\\ud800"', '"\xff"', '"x"', "7", ""):
+        cursor = base64.urlsafe_b64encode(text.encode("latin-1")).decode()
+        for name in await names(app):
+            answer = await boss.get(f"/api/v1/admin/reports/{name}", params={"cursor": cursor})
+            assert answer.status_code == 200 or error_of(answer) == (400, "E4009"), text
+
+
+async def test_reports_are_for_administrators_only(app, client, ada):
+    for name in await names(app):
+        assert error_of(await client.get(f"/api/v1/admin/reports/{name}")) == (403, "E4011")
