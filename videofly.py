@@ -124,7 +124,6 @@ def variable(field: str) -> str:
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     """What the operator decides.  Read once, at start."""
-
     data: Annotated[str, _("folder for everything that is kept")] = "data"
     env: Annotated[Literal["test", "production"], _("production: only real money counts")] = "test"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
@@ -154,7 +153,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
 
 class Refused(click.ClickException):
     """The program cannot start as it was told to; the text is one line for the operator."""
-
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Settings from the environment.  Raises Refused with the variable's name and the reason."""
     names = Settings.__struct_encode_fields__
@@ -269,6 +267,7 @@ VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
+COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not wait for the disk here
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
@@ -283,13 +282,11 @@ WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
 
 class Thread(aiosqlite.Connection):
     """A connection that runs whole functions, not only statements, on its thread."""
-
     async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         return cast(T, await self._execute(fn, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
 
 class Database:
     """One connection that writes, in groups, and some that only read."""
-
     def __init__(self, writer: Thread, *readers: Thread) -> None:
         self._writer, self._readers = writer, itertools.cycle(readers)
         self._waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
@@ -384,11 +381,22 @@ def connect(path: Path | str, mode: str = "rwc") -> Db:
             if value(db, "SELECT 1 FROM sqlite_schema, pragma_application_id WHERE application_id <> :ours",
                      ours=APPLICATION_ID):  # fmt: skip
                 raise Refused(f"{path} is a database, but not one of VideoFly's.")
-            db.executescript("PRAGMA query_only = ON;" if mode == "ro" else WRITER_PRAGMAS)
+            if mode != "ro":
+                db.executescript(WRITER_PRAGMAS)
         except sqlite3.Error as error:
             raise Refused(f"{path}: {error}.") from None
         undo.pop_all()
         return db
+
+def in_file(path: Path, fn: Callable[[Db], T], mode: str = "ro") -> T:
+    """What a function finds, or does, in a file that nobody else has open.  Raises Refused."""
+    with contextlib.closing(connect(path, mode)) as db:
+        return fn(db)
+
+def close_up(db: Db) -> None:
+    """Bring a file up to date, and to where it needs no other beside it."""
+    migrate(db)
+    db.execute("PRAGMA journal_mode = DELETE")
 
 def migrate(db: Db, path: Path | None = None) -> None:
     """Bring a file to the shape that schema.sql has, after a copy of it was taken beside it."""
@@ -595,7 +603,6 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Call(Strict, frozen=True):
     """One request: where it goes and what it carries."""
-
     path: str
     method: Literal["GET", "POST", "PUT", "DELETE"] = "GET"
     image_path: str = ""  # instead, when there is an image
@@ -606,7 +613,6 @@ class Call(Strict, frozen=True):
 
 class Template(Strict, frozen=True, kw_only=True):
     """A provider as data.  Lists of paths: the first that finds something counts."""
-
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")]
     base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://(\[[^]]+]|[^:/?#@\s]+)(:\d+)?(/[^?#\s]*)?$")]
     key: Variable = ""  # its key's
@@ -660,7 +666,6 @@ class Template(Strict, frozen=True, kw_only=True):
 
 class Snapshot(msgspec.Struct, frozen=True):
     """How a job stands at its provider."""
-
     state: JobState | Literal["missing"]
     progress: int = 0  # percent
     url: str | None = None  # of the result, when succeeded
@@ -839,7 +844,6 @@ class Price(Strict, frozen=True):
 
 class Upstream(Strict, frozen=True):
     """A model as a provider knows it."""
-
     model: str
     image_model: str = ""  # instead, when there is an image
     body: dict[str, Any] = {}  # what it wants beside what the template puts into submit's body
@@ -996,12 +1000,10 @@ def price(model: Model, *, duration: int, quality: str) -> int:
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
-
     problems: ClassVar[dict[str, type[Problem]]] = {}
 
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
-
     problems = {"model": ModelNotFound, "duration": InvalidDuration,
                 "aspectRatio": InvalidOption, "quality": InvalidOption}  # fmt: skip
 
@@ -1018,7 +1020,6 @@ class NewVideo(Input, frozen=True):
 
 class Order(msgspec.Struct, frozen=True):
     """A wish that the catalogue can meet, with its price: what a video is made from."""
-
     model: str
     provider: str
     prompt: str
@@ -1265,6 +1266,15 @@ def proof(db: Db, *, user_id: str | None) -> Proof:
     return {"valid": not faults, "transactions": count, "headId": head_id, "headHash": head_hash,
             "faults": faults[:100]}  # fmt: skip
 
+def integrity_faults(db: Db) -> list[str]:
+    return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
+
+def prove(db: Db) -> Proof:
+    """Whether a copy is whole, and its books are right."""
+    if damage := integrity_faults(db):
+        return {"valid": False, "transactions": 0, "headId": 0, "headHash": NO_HASH, "faults": damage}
+    return audit(db)
+
 # ---------------------------------------------------------------------------
 # 7  Accounts
 # ---------------------------------------------------------------------------
@@ -1283,7 +1293,6 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 class Principal(msgspec.Struct, frozen=True):
     """Who is asking."""
-
     user_id: str
     is_admin: bool  # and may act as one
     api_key_id: str | None = None
@@ -1450,7 +1459,6 @@ MOMENTS = {"period_start_at": "transaction.period_start subscription.current_per
 
 class PaymentEvent(msgspec.Struct, frozen=True):
     """What was told, and what we made of it so far."""
-
     id: int
     type: str
     mode: str | None
@@ -1469,7 +1477,6 @@ class PaymentEvent(msgspec.Struct, frozen=True):
 
 class Shop(msgspec.Struct, frozen=True):
     """What the operator decided about selling."""
-
     catalogue: Catalogue
     policy: UpgradePolicy
     only_real: bool  # payments of test mode count for nothing
@@ -1478,7 +1485,6 @@ Effect = TypedDict("Effect", {"effect": str})
 
 class Puzzle(Exception):
     """Nobody knows what follows from an event; the text tells the operator why."""
-
 Id = Annotated[str, msgspec.Meta(max_length=200)] | Annotated[int, msgspec.Meta(ge=0)]
 Cents = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Moment = datetime | Annotated[int, msgspec.Meta(ge=0)]  # ISO 8601, or milliseconds
@@ -1747,11 +1753,6 @@ def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     found = one(db, Purchase, sql, user_id=user_id, payment=payment)
     return required(found, NoSubscription("You have made no such payment."))
 
-def find_customer(db: Db, *, user_id: str) -> str:
-    """What Creem calls somebody.  Raises NoSubscription."""
-    last = value(db, "SELECT max(customer_id) FROM payment_events WHERE user_id = :id", id=user_id)
-    return str(required(last, NoSubscription("You have bought nothing yet.")))
-
 def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> Billing:
     """What somebody has to do with money."""
     user, owed = get_user(db, user_id=user_id), balance(db, user_id=user_id, now=now)["debt"]
@@ -1806,7 +1807,6 @@ VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "erro
 
 class Video(msgspec.Struct, frozen=True, rename="camel"):
     """A video as its owner sees it."""
-
     video_uuid: str
     status: Status
     model: str
@@ -1831,7 +1831,6 @@ class Video(msgspec.Struct, frozen=True, rename="camel"):
 
 class Job(Order, frozen=True):
     """A video as the worker sees it."""
-
     id: str
     status: Status
     attempt: int
@@ -2121,7 +2120,6 @@ CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open o
 
 class NotAVideo(Exception):
     """The text says what is wrong with it."""
-
 @contextlib.contextmanager
 def open_image(content: bytes) -> Iterator[Image.Image]:
     """The picture in some bytes.  Raises NotAnImage, also for whatever goes wrong while it is used."""
@@ -2251,7 +2249,6 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
 
 class FolderStorage:
     """Files in a folder, behind links signed by ourselves."""
-
     def __init__(self, root: Path, secret: str, link_minutes: int) -> None:
         self.root, self.secret, self.life = root, secret, link_minutes * MINUTE
 
@@ -2322,7 +2319,6 @@ async def on_thread(pool: ThreadPoolExecutor | None, fn: Callable[..., T], *args
 
 class BucketStorage:
     """Files in an S3 bucket, behind presigned links."""
-
     def __init__(self, settings: Settings) -> None:
         import minio  # takes 0.2 s, and most installations keep files in the folder
 
@@ -2383,7 +2379,6 @@ def is_public(address: str) -> bool:
 
 class Guard(httpcore.AsyncNetworkBackend):
     """Connects to public addresses on port 443, and to hosts that the operator has named."""
-
     def __init__(self, named: Iterable[str]) -> None:
         self.named, self.inner = named, httpcore.AnyIOBackend()
 
@@ -2469,7 +2464,6 @@ ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
 
 class SubmitRefused(Exception):
     """The provider surely took nothing.  again: the same order may be taken later."""
-
     def __init__(self, why: str, *, again: bool = False, moderated: bool = False, after_ms: int = 0) -> None:
         super().__init__(why)
         self.again, self.moderated, self.after_ms = again, moderated, after_ms
@@ -2477,7 +2471,6 @@ class SubmitRefused(Exception):
 class Provider:
     """What is asked of who makes videos.  This one itself has left the catalogue while it had work.  Any call
     may raise httpx.HTTPError: nobody knows, ask again later."""
-
     repeatable = False  # the same order submitted twice makes one video; else a lost answer is never repeated
     poll_s = 30.0  # seconds between two fetches, at first
 
@@ -2498,7 +2491,6 @@ class Provider:
 
 class HttpProvider(Provider):
     """Whoever a template describes.  A ref holds what of the provider's answer later calls need."""
-
     def __init__(self, template: Template, environ: Mapping[str, str], models: Iterable[Model],
                  settings: Settings, storage: Storage, secret: str, clock: Callable[[], float]) -> None:
         self.template, self.poll_s, self.repeatable = template, template.poll_s, template.own_id
@@ -2703,7 +2695,6 @@ def redact(body: Any) -> Any:
 
 class LocalProvider(Provider):
     """Renders previews here, with no account anywhere.  A ref holds all it takes to begin after a restart."""
-
     repeatable, poll_s, life = True, 1.0, HOUR  # a render is kept so many milliseconds
 
     def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]],
@@ -2804,7 +2795,6 @@ STORIES = {  # what is told of what happens
 
 class Creem:
     """Creem's API (https://docs.creem.io/api-reference)."""
-
     def __init__(self, settings: Settings) -> None:
         self.key, self.secret = settings.creem_api_key, settings.creem_webhook_secret
         host = CREEM_HOSTS[settings.env]
@@ -2832,7 +2822,6 @@ class Creem:
 
 class Sandbox:
     """Acts Creem out: nothing costs anything, and everything is told as it would be."""
-
     def __init__(self, secret: str, catalogue: Catalogue, clock: Callable[[], float]) -> None:
         self.key = self.secret = secret
         self.catalogue, self.clock = catalogue, clock
@@ -2938,7 +2927,6 @@ NOBODYS_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
 
 class AlreadyRunning(Refused):
     """Another server has the data folder; in its lock stands where that listens."""
-
 class Breaker:
     """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
 
@@ -2955,7 +2943,6 @@ class Breaker:
 
 class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
-
     def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, secret: str,
                  providers: Mapping[str, Provider], creem: Creem | Sandbox | None,
                  clock: Callable[[], float]) -> None:  # fmt: skip
@@ -3320,17 +3307,18 @@ async def reconcile(app: App) -> int:
     return cast(int, await app.db.read(value, sql=COUNT_EVENTS, state="")) - before
 
 async def look_after_payments(app: App) -> dict[str, Any]:
-    """What an operator should know, and what Creem may not have told.  Raises PaymentsFailed."""
-    if missing := await unknown_products(app):
-        log.error("payments: Creem does not know %s; is the key of another mode?", ", ".join(missing))
-    return {"heard": await reconcile(app), "unknownProducts": missing}
+    """What Creem may not have told, and does not know.  Raises PaymentsFailed."""
+    return {"heard": await reconcile(app), "unknownProducts": await unknown_products(app)}
 
 async def unknown_products(app: App) -> list[str]:
-    """Products of the catalogue that Creem does not know.  Raises PaymentsFailed."""
+    """Products of the catalogue that Creem does not know; looked at at start too.  Raises PaymentsFailed."""
     if not isinstance(creem := app.creem, Creem):
         return []
     known = {item.get("id") async for item in items(creem, "/v1/products/search")}
-    return [product.id for product in app.catalogue.products if product.at_creem not in known]
+    missing = [product.id for product in app.catalogue.products if product.at_creem not in known]
+    if missing:
+        log.error("payments: Creem does not know %s; is the key of another mode?", ", ".join(missing))
+    return missing
 
 async def expire_credits(app: App) -> dict[str, Any]:
     packages = 0
@@ -3356,11 +3344,64 @@ async def audit_books(app: App) -> dict[str, Any]:
         log.error("the books are wrong: %s", "; ".join(faults))
     return {"faults": faults}
 
+BACKUP = "%Y-%m-%dT%H%M%SZ.db"  # the name of one, by its time
+
+async def back_up(app: App) -> dict[str, Any]:
+    """Copy the database, and prove that the copy opens and its books are right: only then it counts.  It goes
+    to the bucket too, if there is one; those that need not be kept any more are removed."""
+    folder = Path(app.settings.data) / "backups"
+    part, target = folder / "part", folder / moment(app.now()).strftime(BACKUP)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    part.unlink(missing_ok=True)
+    await app.db.read(run, sql=COPY, path=str(part))
+    if not (proof := await asyncio.to_thread(in_file, part, prove))["valid"]:
+        raise StorageFailed(f"The copy is not right: {'; '.join(proof['faults'])}")
+    await on_thread(None, move_durably, part, target)
+    if isinstance(app.storage, BucketStorage):
+        await on_thread(None, shutil.copyfile, target, part)
+        await app.storage.put(f"backups/{target.name}", part, "application/vnd.sqlite3")
+    for name in thinned([file.name for file in folder.glob("*.db")]):
+        (folder / name).unlink()
+        if isinstance(app.storage, BucketStorage):
+            await app.storage.delete(f"backups/{name}")
+    return {"file": str(target.absolute()), "transactions": proof["transactions"], "head": proof["headHash"]}
+
+def thinned(names: Iterable[str]) -> set[str]:
+    """Which backups go: all but the newest of each of the last 7 days, 4 weeks, 12 months that have any."""
+    kept = set[str]()
+    for period, many in (("%Y-%m-%d", 7), ("%G-%V", 4), ("%Y-%m", 12)):
+        newest = {datetime.strptime(name, BACKUP).strftime(period): name for name in sorted(names)}
+        kept.update([*newest.values()][-many:])
+    return {*names} - kept
+
+def restore(data: Path, source: Path) -> Path:
+    """Put a backup in the database's place, and what was there aside, in the folder that is returned.  When
+    it is not right, everything stays as it was; if power fails, it is one or the other.  Raises Refused."""
+    database, aside = data / "videofly.db", data / f"replaced-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}"
+    part = data / "temporary" / "restored.db"
+    try:
+        shutil.copyfile(source, part)
+        in_file(part, close_up, "rw")
+        proof = in_file(part, prove)
+    except OSError as error:
+        raise Refused(f"{source}: {error.strerror}.") from None
+    if not proof["valid"]:
+        raise Refused(f"{source} is not right, and was not restored: {'; '.join(proof['faults'])}")
+    aside.mkdir()
+    if database.exists():
+        with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
+            in_file(database, integrity_faults, "rw")
+        os.link(database, aside / database.name)
+    for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
+        os.replace(rest, aside / rest.name)  # of the old one: the new one must not find it
+    move_durably(part, database)
+    return aside
+
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
 JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any]]]]] = {
     "expire-credits": ("0 2 * * *", expire_credits), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
     "reconcile": ("30 2 * * *", look_after_payments), "audit": ("0 4 * * *", audit_books),
-    "prune": ("*/10 * * * *", prune)}
+    "prune": ("*/10 * * * *", prune), "backup": ("15 3 * * *", back_up)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
     """Do a job that is due, or is wanted at_once, and keep what came of it; None if not due, or running."""
@@ -3393,6 +3434,7 @@ async def working(app: App) -> AsyncIterator[None]:
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
     scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)
+    scheduler.add_job(unknown_products, args=[app])
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
     try:
@@ -3424,7 +3466,6 @@ hook = functools.partial(post, status_code=200, request_max_body_size=1 << 20, i
 
 class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
-
     async def read(self, fn: Callable[..., T], /, **given: Any) -> T:
         """What a function finds for whoever asks."""
         return await self.parts.db.read(fn, **self.told(fn, given))
@@ -3879,7 +3920,8 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
 
 async def open_portal(request: Request) -> Answer[Link]:
     """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
-    creem, customer_id = cashier(request), await request.read(find_customer)
+    creem, bought = cashier(request), (await request.read(billing))["payments"]
+    customer_id = required(next((one["customerId"] for one in bought), None), NoSubscription())
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
     return ok({"url": urljoin(request.base, str(answer.get("customer_portal_link")))})
 
@@ -3956,13 +3998,7 @@ async def run_by_cron(request: Request, name: FromPath[str]) -> Answer[dict[str,
 SandboxCheckout = TypedDict("SandboxCheckout", {
     "name": str, "cents": int, "currency": str, "interval": str | None, "credits": int})
 
-class Card(Input, frozen=True):
-    number: Annotated[str, _("one of Creem's test cards", max_length=30)]
-
-class SandboxAct(Input, frozen=True):
-    act: Literal["renew", "refund", "dispute"]
-    payment: Annotated[str, msgspec.Meta(max_length=300)] = ""
-    cents: Annotated[int, _("how much is refunded; else all that is left", ge=1)] | None = None
+TestCard = Annotated[str, _("one of Creem's test cards", max_length=30)]
 
 def sandbox(request: Request) -> Sandbox:
     if not isinstance(found := cashier(request), Sandbox):
@@ -3976,30 +4012,30 @@ async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer
     return ok({"name": product.name, "cents": product.cents * units, "currency": product.currency,
                "interval": getattr(product, "interval", None), "credits": product.credits * units})
 
-async def pay_in_sandbox(request: Request, uuid: FromPath[str], data: JSONBody[Card]) -> Answer[Link]:
+async def pay_in_sandbox(request: Request, id: str, *, number: TestCard) -> Answer[Link]:
     """Pay with a test card; where to go then."""
-    acted, user, checkout = (
-        sandbox(request), await request.read(get_user), await request.read(find_checkout, id=uuid))
-    luck = CARDS.get(re.sub(r"[\s-]", "", data.number))
+    acted, checkout = sandbox(request), await request.read(find_checkout, id=id)
+    luck = CARDS.get(re.sub(r"[\s-]", "", number))
     if luck is None:
         raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
     if luck:
         raise CardDeclined(luck)
-    await acted.pay(checkout, user["email"])
+    await acted.pay(checkout, (await request.read(get_user))["email"])
     query = f"request_id={checkout['id']}&product_id={quote(checkout['product'])}"
     return ok({"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"})
 
-async def act_in_sandbox(request: Request, data: JSONBody[SandboxAct]) -> Answer[Billing]:
-    """Let a month pass for the subscription, or give back a payment."""
+async def act_in_sandbox(request: Request, *, act: Literal["renew", "refund", "dispute"], payment: Name = "-",
+                         cents: Cents | None = None) -> Answer[Billing]:  # fmt: skip
+    """Let a month pass for the subscription, or give back a payment: so many cents, or all that is left."""
     acted = sandbox(request)
-    if data.act == "renew":
+    if act == "renew":
         await acted.change("renew", await request.read(find_subscription))
     else:
-        payment = await request.read(find_purchase, payment=data.payment)
-        left = (payment["paid"] or 0) - payment["back"]
-        if left < (cents := data.cents or left) or cents <= 0:
+        paid = await request.read(find_purchase, payment=payment)
+        left = (paid["paid"] or 0) - paid["back"]
+        if left < (back := cents or left) or back <= 0:
             raise Invalid(f"Of that payment {left} cents are left.", field="cents")
-        await acted.give_back(data.act, payment, cents)
+        await acted.give_back(act, paid, back)
     return ok(await request.read(billing))
 
 # --- administration
@@ -4077,9 +4113,6 @@ async def trouble_with(look: Awaitable[list[str] | None]) -> str:
         return f"Creem does not know {', '.join(missing)}" if (missing := await look) else ""
     except Problem as failure:
         return failure.message
-
-def integrity_faults(db: Db) -> list[str]:
-    return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
 
 async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
                       limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:
@@ -4254,7 +4287,6 @@ async def show_health(request: Request) -> dict[str, str]:
 
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
-
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
         _, bodies = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -4284,7 +4316,6 @@ FIRST_START = (STATIC / "first-start.txt").read_text().replace("\\\n", "")
 
 class Server(uvicorn.Server):
     """Lets streams end when it is told to stop."""
-
     def handle_exit(self, sig: int, frame: Any) -> None:
         # Not uvicorn's own, which raises the signal once more at its end, before the app is closed.
         cast(Litestar, self.config.app).opt["parts"].stop()
@@ -4331,7 +4362,9 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     """The data of an answer.  A refusal ends the command with its sentence."""
     body = {name: value for name, value in wish.items() if value is not None}
     try:
-        content = (await client.request(*line.split(), json=body or None)).json()
+        while (answer := await client.request(*line.split(), json=body or None)).status_code == Busy.status:
+            await asyncio.sleep(1)
+        content = answer.json()
     except (httpx.HTTPError, ValueError) as failure:
         raise click.ClickException(f"{client.base_url} does not answer: {failure}") from None
     if not content.get("success"):
@@ -4402,6 +4435,24 @@ operation("key create", "Make an API key, and print only it.", "POST keys", "{ap
 operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
 operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
 operation("check", "Look at everything the server stands on.", "GET check", show_checks)
+
+@main.command("backup")
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+def backup_command(file: Path | None) -> None:
+    """Make a backup that is known to restore; FILE: put a copy there."""
+    made = start(with_client, lambda client: ask(client, "POST /api/v1/admin/jobs/backup"))
+    click.echo(shutil.copyfile(made["file"], file) if file else made["file"])
+
+@main.command("restore")
+@click.argument("file", metavar="FILE|latest")
+def restore_command(file: str) -> None:
+    """Put a backup in the database's place, while no server runs; what was there is kept."""
+    settings = read_settings(os.environ)
+    data = Path(settings.data)
+    with own(data, settings):
+        source = max((data / "backups").glob("*.db"), default=data) if file == "latest" else Path(file)
+        aside = restore(data, source)
+    click.echo(f"{source} is restored. What was there is in {aside}.")
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")
