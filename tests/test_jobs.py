@@ -82,7 +82,7 @@ async def ran(app, name):
 
 
 @pytest.mark.parametrize(("days", "step", "often"), [
-    (365, 4 * HOUR, {"prune": 2191, "cleanup-videos": 53} | dict.fromkeys(
+    (365, 6 * HOUR, {"prune": 1461, "cleanup-videos": 53} | dict.fromkeys(
         ("expire-credits", "reconcile", "audit"), 366)),
     (8, 10 * MINUTE, {"prune": 1153, "cleanup-videos": 2} | dict.fromkeys(
         ("expire-credits", "reconcile", "audit"), 9)),
