@@ -242,6 +242,7 @@ class PaymentsFailed(Problem, n=502, code="E5004"):       """The payment provide
 class DiskFull(Problem, n=507, code="E5005"):             """The disk is full; nothing was changed."""
 class Busy(Problem, n=503, code="E5006"):                 """Too much to do at the moment; try again."""
 class Bug(Problem, n=500, code="E5007"):                  """Something went wrong on our side."""
+class JobFailed(Problem, n=500, code="E5009"):            """The job failed."""
 class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not set up here."""
 # fmt: on
 
@@ -3985,6 +3986,8 @@ async def run_job_now(request: Request, name: FromPath[str]) -> Answer[dict[str,
         raise NotFound(f"The jobs are {', '.join(JOBS)}.")
     if (result := await run_job(request.parts, name, at_once=True)) is None:
         raise Busy("That job is running.")
+    if "error" in result:
+        raise JobFailed(f"The job failed: {result['error']}")
     return ok(result)
 
 @get("/api/cron/{name:str}", include_in_schema=False)
@@ -4362,8 +4365,11 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
     """The data of an answer.  A refusal ends the command with its sentence."""
     body = {name: value for name, value in wish.items() if value is not None}
     try:
-        while (answer := await client.request(*line.split(), json=body or None)).status_code == Busy.status:
-            await asyncio.sleep(1)
+        for pause_s in (1, 2, 4, 8, 16, 0):  # whoever is busy is asked again
+            answer = await client.request(*line.split(), json=body or None)
+            if answer.status_code != Busy.status:
+                break
+            await asyncio.sleep(pause_s)
         content = answer.json()
     except (httpx.HTTPError, ValueError) as failure:
         raise click.ClickException(f"{client.base_url} does not answer: {failure}") from None
@@ -4447,9 +4453,8 @@ def backup_command(file: Path | None) -> None:
 @click.argument("file", metavar="FILE|latest")
 def restore_command(file: str) -> None:
     """Put a backup in the database's place, while no server runs; what was there is kept."""
-    settings = read_settings(os.environ)
-    data = Path(settings.data)
-    with own(data, settings):
+    settings, _ = read_settings(os.environ), os.umask(0o077)
+    with own(data := Path(settings.data), settings):
         source = max((data / "backups").glob("*.db"), default=data) if file == "latest" else Path(file)
         aside = restore(data, source)
     click.echo(f"{source} is restored. What was there is in {aside}.")
