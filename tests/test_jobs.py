@@ -123,9 +123,11 @@ async def test_looking_every_minute_does_nothing_more(app, clock, diary):
 async def test_a_server_that_starts_does_at_once_what_is_due(app):
     async with v.working(app):
         async with asyncio.timeout(5):
-            while len(found := await jobs(app)) < 5 or not all(job["runs"] for job in found.values()):
+            while sum(job["runs"] for job in (found := await jobs(app)).values()) < len(TIMES):
                 await asyncio.sleep(0.01)
-    assert {name: job["result"] for name, job in found.items()} == {
+    results = {name: job["result"] for name, job in found.items()}
+    assert results.pop("backup")["transactions"] == 0
+    assert results == {
         "audit": {"faults": []}, "cleanup-videos": {"archivedCompleted": 0, "deletedFailed": 0},
         "expire-credits": {"expiredPackages": 0}, "prune": {},
         "reconcile": {"heard": 0, "unknownProducts": []}}  # fmt: skip
