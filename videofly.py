@@ -272,6 +272,7 @@ COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not 
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
+FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
 END_JOB = """
     UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
                     succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
@@ -3432,6 +3433,7 @@ def remove_renders(data: Path, older_than: int) -> None:
 
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[None]:
+    await app.db.write(run, sql=FREE_JOBS)
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
     scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)

@@ -177,3 +177,11 @@ def test_a_restore_that_is_cut_off_before_its_end_leaves_what_was_there(tmp_path
         v.restore(data, file)
     assert books_in(data / "videofly.db") == before
     assert run(data, "audit")[0] == 0
+
+
+def test_a_backup_that_was_cut_off_hinders_none_after_the_next_start(tmp_path):
+    data = tmp_path / "data"
+    run(data, "user", "add", "ada@example.com")
+    with contextlib.closing(sqlite3.connect(data / "videofly.db")) as db:
+        db.executescript("UPDATE jobs SET leased_until_at = 9e15")
+    assert run(data, "backup")[0] == 0

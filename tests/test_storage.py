@@ -255,6 +255,11 @@ async def test_a_link_is_signed_for_the_address_that_people_see(bucket, clock, p
         assert (await plain_get(link.replace("localhost", "127.0.0.1"))).status_code == 403
 
 
+def media(keys):
+    """Without the backups, which a server that starts makes at once."""
+    return [key for key in keys if not key.startswith("backups/")]
+
+
 async def test_the_whole_product_on_a_bucket(bucket, s3):
     """With nothing told: the real worker, the real clock, the real renderer, an image to start from."""
     async with (
@@ -276,9 +281,9 @@ async def test_the_whole_product_on_a_bucket(bucket, s3):
             b"\xff\xd8",
         )
         assert (await client.get("/media/" + image["key"])).status_code == 404
-        assert len(s3.keys(bucket.s3_bucket)) == 3
+        assert len(media(s3.keys(bucket.s3_bucket))) == 3
         await client.delete(f"/api/v1/video/{made['videoUuid']}")
-        await until(lambda: s3.keys(bucket.s3_bucket) == [image["key"]])
+        await until(lambda: media(s3.keys(bucket.s3_bucket)) == [image["key"]])
         await books_are_right(app)
 
 
