@@ -3338,7 +3338,7 @@ async def clean_up_videos(app: App) -> dict[str, Any]:
 async def prune(app: App) -> dict[str, Any]:
     """Delete what has had its time."""
     await app.write(forget_old)
-    await asyncio.to_thread(remove_renders, Path(app.settings.data), app.now() - LocalProvider.life)
+    await asyncio.to_thread(remove_renders, Path(app.settings.data))
     return {}
 
 async def audit_books(app: App) -> dict[str, Any]:
@@ -3426,9 +3426,9 @@ async def run_due_jobs(app: App) -> None:
         for name in JOBS:
             await run_job(app, name)
 
-def remove_renders(data: Path, older_than: int) -> None:
+def remove_renders(data: Path) -> None:
     for file in (data / "renders").iterdir():
-        if file.stat().st_mtime * SECOND < older_than:
+        if (time.time() - file.stat().st_mtime) * SECOND > LocalProvider.life:  # by the clock of files
             file.unlink(missing_ok=True)
 
 @contextlib.asynccontextmanager

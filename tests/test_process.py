@@ -384,7 +384,7 @@ def test_previews_that_a_stop_interrupted_are_made_after_the_next_start(small):
     small.start()
     with account(small) as client:
         ids = [
-            data_of(client.post("/api/v1/video/generate", json=FOX | {"quality": "480p", "duration": 5}))[
+            data_of(client.post("/api/v1/video/generate", json=FOX | {"quality": "480p", "duration": 30}))[
                 "videoUuid"
             ]
         ]
