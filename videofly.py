@@ -3415,7 +3415,7 @@ async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, An
     try:
         result, due_at = await act(app), next_at
     except Exception as failure:
-        log.exception("job %s", name)
+        log.error("job %s: %s", name, failure, exc_info=not isinstance(failure, Problem))
         result = {"error": str(failure) or type(failure).__name__}
         due_at = min(next_at, app.now() + LEASE)  # what is put off for longer looks like a clock's fault
     await app.write(run, sql=END_JOB, name=name, due_at=due_at, result=as_json(result))

@@ -720,3 +720,11 @@ async def test_products_that_creem_does_not_know_are_told(store):
     checks = (await ask(store.client, "GET /api/v1/admin/check"))["checks"]
     (found,) = [check for check in checks if check["what"] == "payments"]
     assert not found["ok"] and "big" in found["detail"] and "starter" not in found["detail"]
+
+
+async def test_a_start_tells_which_products_creem_does_not_know(store, caplog):
+    del store.creem.products["big"]
+    async with v.working(store.app), asyncio.timeout(5):
+        while "does not know big" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert "starter" not in caplog.text

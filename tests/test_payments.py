@@ -469,6 +469,15 @@ def test_an_end_is_final_whatever_comes_after_it(db):
     assert standing(db)[0][0] == "canceled"
 
 
+def test_an_expired_subscription_gives_nothing_and_a_payment_brings_it_back(db):
+    expired = body("subscription.past_due", eventType="subscription.expired", object__status="active",
+                   object__updated_at="2026-03-20T00:00:00.000Z")  # fmt: skip
+    hear(db, *SUBSCRIBED, expired)
+    assert standing(db) == [("expired", "pro", 0)]
+    hear(db, RENEWED)
+    assert (standing(db), credits(db)) == ([("active", "pro", 1)], (1920, 0))
+
+
 # --- whose it is
 
 
