@@ -202,7 +202,6 @@ class Problem(Exception):
         self.message, self.details = message or str(self.__doc__), details
         super().__init__(self.message)
 
-# fmt: off
 class InsufficientCredits(Problem, n=402, code="E4001"):  """Not enough credits."""
 class ModelNotFound(Problem, n=400, code="E4002"):        """There is no such model."""
 class InvalidDuration(Problem, n=400, code="E4003"):      """The model does not offer that duration."""
@@ -244,7 +243,6 @@ class Busy(Problem, n=503, code="E5006"):                 """Too much to do at t
 class Bug(Problem, n=500, code="E5007"):                  """Something went wrong on our side."""
 class JobFailed(Problem, n=500, code="E5009"):            """The job failed."""
 class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not set up here."""
-# fmt: on
 
 # ---------------------------------------------------------------------------
 # 3  Database
@@ -381,7 +379,7 @@ def connect(path: Path | str, mode: str = "rwc") -> Db:
             undo.callback(db.close)
             db.executescript(PRAGMAS)
             if value(db, "SELECT 1 FROM sqlite_schema, pragma_application_id WHERE application_id <> :ours",
-                     ours=APPLICATION_ID):  # fmt: skip
+                     ours=APPLICATION_ID):
                 raise Refused(f"{path} is a database, but not one of VideoFly's.")
             if mode != "ro":
                 db.executescript(WRITER_PRAGMAS)
@@ -422,7 +420,7 @@ def reshape(db: Db, model: Db, version: int) -> None:
     are copied, new ones hold their default, and what the model does not have is gone."""
     has, wants = ({name: (type, sql) for type, name, sql in each.execute(
         "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*'")}
-        for each in (db, model))  # fmt: skip
+        for each in (db, model))
     old = [name for name, (type, sql) in has.items() if type == "table" and wants.get(name) != (type, sql)]
     # Within the transaction they mean nothing; without the second, renaming would change who refers to whom.
     db.executescript("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;")
@@ -456,10 +454,10 @@ def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
     """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
     known: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
     kinds = {name: typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
-             for name, hint in typing.get_type_hints(as_).items()}  # fmt: skip
+             for name, hint in typing.get_type_hints(as_).items()}
     return {name: known.get(kind) or functools.partial(msgspec.json.decode, type=kind)
             for name, kind in kinds.items()
-            if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}  # fmt: skip
+            if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}
 
 def moment(at: int) -> datetime:
     return datetime.fromtimestamp(at / 1000, UTC)
@@ -520,7 +518,7 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, position: Any = Position,
-           **params: Any) -> tuple[list[T], str | None]:  # fmt: skip
+           **params: Any) -> tuple[list[T], str | None]:
     """A page of rows, and the next one's cursor, base64 of JSON.  What comes first in a row is its id, which
     is < :before.  Raises Invalid."""
     before: Any = b""  # SQLite sorts blobs behind numbers and texts
@@ -536,7 +534,7 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
 def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int,
-           ) -> tuple[list[dict[str, Any]], str | None]:  # fmt: skip
+           ) -> tuple[list[dict[str, Any]], str | None]:
     """A page of a view whose name begins with report_.  Raises NotFound, Invalid."""
     view = f"report_{name.replace('-', '_')}"
     if not (known := {camel_case(column): column for column in columns(db, view)}):
@@ -549,7 +547,7 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     rows, after = newest(db, dict, sql, cursor=cursor, limit=limit, position=Position | str, **filters)
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
-            for row in rows], after  # fmt: skip
+            for row in rows], after
 
 JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
                                 "succeededAt": datetime | None, "result": dict[str, Any]})
@@ -590,7 +588,7 @@ STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
     "succeeded": "succeeded success successful completed complete done finished ok true",
     "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
     "canceled": "canceled cancelled aborted interrupted deleted",
-}.items() for word in words.split()}  # fmt: skip
+}.items() for word in words.split()}
 VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
 HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
@@ -598,7 +596,7 @@ SIGNED_FOR = 300  # seconds before and after its time that a signature is good
 # What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
 VALUES = ("", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
           "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded",
-          "callback_url")  # fmt: skip
+          "callback_url")
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -679,7 +677,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 def expand(text: str, values: Values) -> str:
     """An address with its values in place.  Raises KeyError for a name that has none."""
     return re.sub(r"\{(\+?)(\w+)\}", lambda found: str(values[found[2]]) if found[1] else
-                  quote(str(values[found[2]]), safe=""), text)  # fmt: skip
+                  quote(str(values[found[2]]), safe=""), text)
 
 def fill(tree: Any, values: Values) -> Any:
     """A body with its values in place.  What comes to nothing is left out."""
@@ -747,11 +745,11 @@ def checked(checks: Checks, body: Any) -> list[bool]:
     return [found[path] in those if those else found[path] is not None for path, those in checks.items()]
 
 def failed(template: Template, body: Any, otherwise: str, *, said: str = "",
-           state: Literal["failed", "canceled"] = "failed") -> Snapshot:  # fmt: skip
+           state: Literal["failed", "canceled"] = "failed") -> Snapshot:
     """The end of a job without a result, in the provider's own words, if it has any, short and on one line.
     These words, and what else was said, tell whether it was for its content."""
     parts = [[str(hit) for hit in find_all(body, paths) if isinstance(hit, str | int)][:1]
-             for paths in (template.error_code, template.error_message)]  # fmt: skip
+             for paths in (template.error_code, template.error_message)]
     text = ": ".join(itertools.chain(*parts))
     error = " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300] or otherwise
     return Snapshot(state, error=error, moderated=bool(MODERATION.search(f"{said} {error}")))
@@ -781,7 +779,7 @@ def find_video_file(template: Template, body: Any) -> dict[str, Any] | None:
     """What describes the video among the files of an answer; a temporary one, if there is no other.  It is
     empty where nothing has to."""
     found = [file for file in find_all(body, template.files) if isinstance(file, dict)
-             and any(VIDEO_NAME.search(str(part)) for part in file.values())]  # fmt: skip
+             and any(VIDEO_NAME.search(str(part)) for part in file.values())]
     return min(found, key=lambda file: "temp" in file.values(), default=None if template.files else {})
 
 def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Iterable[str], now: int) -> bool:
@@ -794,7 +792,7 @@ def is_signed_by(kind: str, headers: Mapping[str, str], body: bytes, keys: Itera
     message = {
         "standard": f"{id}.{at}.".encode() + body,  # https://www.standardwebhooks.com
         "kie": f"{find(loads(body), ['data.taskId', 'data.task_id'])}.{at}".encode(),  # not the body
-        "fal": "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()}[kind]  # fmt: skip
+        "fal": "\n".join([request, user, at, hashlib.sha256(body).hexdigest()]).encode()}[kind]
     signed = signed_ed25519 if kind == "fal" else signed_hmac
     return any(signed(message, given, key) for key in keys)
 
@@ -994,7 +992,7 @@ def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
     return msgspec.structs.replace(catalogue, models=[
         msgspec.structs.replace(model, providers=able, enabled=model.enabled and bool(able))
         for model in catalogue.models for able in [[name for name in model.providers if name in ready]]
-    ])  # fmt: skip
+    ])
 
 def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
@@ -1007,7 +1005,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
     problems = {"model": ModelNotFound, "duration": InvalidDuration,
-                "aspectRatio": InvalidOption, "quality": InvalidOption}  # fmt: skip
+                "aspectRatio": InvalidOption, "quality": InvalidOption}
 
     model: Annotated[str, msgspec.Meta(max_length=100)]
     prompt: Prompt
@@ -1046,7 +1044,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
         raise Invalid("prompt must be 1 to 4000 characters.", field="prompt")
     return Order(
         model.id, model.providers[0], prompt, (wish.negative_prompt or "").strip(), duration, ratio, quality,
-        seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits)  # fmt: skip
+        seed if wish.seed is None else wish.seed, chosen_images(model, wish), credits)
 
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
@@ -1102,12 +1100,12 @@ Proof = TypedDict("Proof", {  # what a replay of so many transactions found
     "valid": bool, "transactions": int, "headId": int, "headHash": str, "faults": list[str]})
 
 def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref: str, note: str,
-          expires_at: int | None, now: int, entitlement: str | None = None) -> bool:  # fmt: skip
+          expires_at: int | None, now: int, entitlement: str | None = None) -> bool:
     """Give credits, once per source, and take what is owed.  False: they were given before."""
     package_id = insert(db, "credit_packages", "ON CONFLICT (trans_type, source_ref) DO NOTHING",
                         user_id=user_id, trans_type=trans_type, source_ref=source_ref, initial=credits,
                         entitlement=entitlement, created_at=now, expires_at=expires_at,
-                        spendable_until_at=expires_at)  # fmt: skip
+                        spendable_until_at=expires_at)
     if package_id:
         record(db, "grant", trans_type, user_id, package_id, credits, now, note=note)
         refund_deduct(db, user_id=user_id, now=now)
@@ -1133,7 +1131,7 @@ def draw(packages: list[Draw], credits: int) -> list[Draw]:
     return draws
 
 def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str | None, credits: int,
-           catalog_version: str, now: int, note: str = "") -> None:  # fmt: skip
+           catalog_version: str, now: int, note: str = "") -> None:
     """Set credits aside for one attempt at a video, from the packages that end first."""
     draws = draw(spendable(db, user_id=user_id, now=now), credits)
     left = value(db, "SELECT credits_left FROM limited_keys WHERE id = :id", id=api_key_id)
@@ -1141,10 +1139,10 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
         sentence = f"That takes {credits} credits; the key may still spend {left}."
         raise KeyLimitReached(sentence, required=credits, available=left)
     hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
-                     credits=credits, catalog_version=catalog_version, created_at=now)  # fmt: skip
+                     credits=credits, catalog_version=catalog_version, created_at=now)
     for part in draws:
         record(db, "freeze", "VIDEO_CONSUME", user_id, part["packageId"], part["credits"], now,
-               hold_id=hold_id, note=note)  # fmt: skip
+               hold_id=hold_id, note=note)
 
 def settle(db: Db, *, video_id: str, now: int) -> bool:
     """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
@@ -1163,26 +1161,26 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
                p.expires_at <= :now AND (p.spendable_until_at <= :now OR t.held_at < p.expires_at) AS grace
         FROM video_transactions t JOIN credit_packages p ON p.id = t.package_id
         WHERE t.video_id = :video_id AND t.state = 'frozen' AND t.kind = 'freeze' ORDER BY t.id
-    """, {"video_id": video_id, "now": now}).fetchall()  # fmt: skip
+    """, {"video_id": video_id, "now": now}).fetchall()
     for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
         if lost:  # first, so that a release's rows stand together in the journal
             record(db, "expire", "EXPIRED", user_id, package_id, lost, now)
         if grace:
             run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
-                until=now + GRACE, id=package_id)  # fmt: skip
+                until=now + GRACE, id=package_id)
     for hold_id, user_id, package_id, credits, *_ in parts:
         record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
     if parts and state == "released":
         refund_deduct(db, user_id=parts[0][1], now=now)
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
-                        " AND state = 'frozen'", state=state, now=now, id=video_id))  # fmt: skip
+                        " AND state = 'frozen'", state=state, now=now, id=video_id))
 
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
     """Take what remains in packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
         SELECT user_id, id, remaining FROM credit_packages WHERE remaining > 0 AND frozen = 0
         AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
-    """, {"now": now, "limit": limit}).fetchall()  # fmt: skip
+    """, {"now": now, "limit": limit}).fetchall()
     for user_id, package_id, credits in due:
         record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
     return len(due)
@@ -1200,16 +1198,16 @@ def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[i
     deducted = min(owed, sum(package["credits"] for package in packages))
     for part in draw(packages, deducted):
         record(db, "refund", "REFUND", user_id, part["packageId"], part["credits"], now,
-               note="Payment refunded")  # fmt: skip
+               note="Payment refunded")
     return deducted, owed - deducted
 
 def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
-           *, hold_id: int | None = None, note: str = "") -> None:  # fmt: skip
+           *, hold_id: int | None = None, note: str = "") -> None:
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
         SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ?
                           ORDER BY id DESC LIMIT 1) FROM credit_transactions ORDER BY id DESC LIMIT 1
-    """, [user_id]).fetchone() or (0, NO_HASH, 0)  # fmt: skip
+    """, [user_id]).fetchone() or (0, NO_HASH, 0)
     remains = (remained or 0) + EFFECT.get(kind, -1) * credits
     row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
     marks = "?, " * len(row) + "?"
@@ -1266,7 +1264,7 @@ def proof(db: Db, *, user_id: str | None) -> Proof:
     head = "SELECT id, hash FROM credit_transactions ORDER BY id DESC LIMIT 1"
     head_id, head_hash = db.execute(head).fetchone() or (0, NO_HASH)
     return {"valid": not faults, "transactions": count, "headId": head_id, "headHash": head_hash,
-            "faults": faults[:100]}  # fmt: skip
+            "faults": faults[:100]}
 
 def integrity_faults(db: Db) -> list[str]:
     return [row[0] for row in db.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
@@ -1311,24 +1309,24 @@ KeyMade = TypedDict("KeyMade", {"apiKey": str, "key": ApiKey})  # the first is s
 KeyList = TypedDict("KeyList", {"keys": list[ApiKey]})
 
 def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, rules: CreditRules, now: int,
-             invite_digest: str | None = None) -> User:  # fmt: skip
+             invite_digest: str | None = None) -> User:
     """Make an account with its welcome credits; an invitation is used up by that.  Raises EmailTaken."""
     use_up = "DELETE FROM invites WHERE digest = :digest AND expires_at > :now"
     if invite_digest is not None and not run(db, use_up, digest=invite_digest, now=now):
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
     id = new_id("usr")
     required(insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email, created_at=now,
-                    password_hash=password_hash, is_admin=is_admin), EmailTaken())  # fmt: skip
+                    password_hash=password_hash, is_admin=is_admin), EmailTaken())
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
-              expires_at=now + rules.gift_days * DAY, now=now)  # fmt: skip
+              expires_at=now + rules.gift_days * DAY, now=now)
     return get_user(db, user_id=id)
 
 def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -> User:
     """Do what somebody is signed in by, and begin their session."""
     user = act(db)
     insert(db, "sessions", digest=session_digest, user_id=user["id"], created_at=now,
-           expires_at=now + SESSION_LIFE)  # fmt: skip
+           expires_at=now + SESSION_LIFE)
     return user
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
@@ -1336,7 +1334,7 @@ def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     return required(found, NotFound(f"There is no account {email or user_id}."))
 
 def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
-           password_hash: str | None = None) -> User:  # fmt: skip
+           password_hash: str | None = None) -> User:
     """Make the first administrator, once.  Raises LinkExpired when there is one."""
     if find_operator(db).user_id:
         raise LinkExpired("There is an administrator already.")
@@ -1390,7 +1388,7 @@ def new_api_key() -> str:
     return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
 
 def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
-            api_key_id: str | None = None) -> KeyMade:  # fmt: skip
+            api_key_id: str | None = None) -> KeyMade:
     """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
     if api_key_id:
         raise Forbidden("An API key cannot make API keys; sign in.")
@@ -1398,7 +1396,7 @@ def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
     id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
     insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
-           credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)  # fmt: skip
+           credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)
     return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
@@ -1417,7 +1415,7 @@ def forget_old(db: Db, *, now: int) -> None:
     run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
     run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
     run(db, "DELETE FROM events WHERE created_at <= :week_ago AND id < (SELECT max(id) FROM events)",
-        week_ago=now - 7 * DAY)  # fmt: skip
+        week_ago=now - 7 * DAY)
 
 # ---------------------------------------------------------------------------
 # 8  Payments
@@ -1429,7 +1427,7 @@ def forget_old(db: Db, *, now: int) -> None:
 ALIASES = {
     "payment.completed": "checkout.completed", "subscription.created": "subscription.active",
     "subscription.updated": "subscription.update", "subscription.cancelled": "subscription.canceled",
-    "subscription.renewed": "subscription.paid", "refund.completed": "refund.created"}  # fmt: skip
+    "subscription.renewed": "subscription.paid", "refund.completed": "refund.created"}
 STANDINGS = {"subscription.paid": "active"} | {f"subscription.{word}": word for word in (
     "active", "trialing", "canceled", "scheduled_cancel", "past_due", "unpaid", "expired", "paused")}
 KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "subscription"}
@@ -1455,9 +1453,9 @@ TEXTS = {
     "customer_id": "customer.id customer subscription.customer order.customer transaction.customer",
     "product_id": "product.id product subscription.product order.product transaction.product",
     "reference": " ".join(f"{part}metadata.{name}" for name in ("referenceId", "user_id", "userId")
-                          for part in ("", "subscription.", "checkout.", "order."))}  # fmt: skip
+                          for part in ("", "subscription.", "checkout.", "order."))}
 MOMENTS = {"period_start_at": "transaction.period_start subscription.current_period_start_date",
-           "period_end_at": "transaction.period_end subscription.current_period_end_date"}  # fmt: skip
+           "period_end_at": "transaction.period_end subscription.current_period_end_date"}
 
 class PaymentEvent(msgspec.Struct, frozen=True):
     """What was told, and what we made of it so far."""
@@ -1533,7 +1531,7 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
         "units": cents_in(facts, "units checkout.units") or 1, "paid": paid_in(facts),
         "price": cents_in(facts, "product.price"), **refund_in(type, facts),
         "refund_id": id if kind in REFUNDS else None,
-        "is_sale": is_sale(type, row["subscription_id"], facts)}  # fmt: skip
+        "is_sale": is_sale(type, row["subscription_id"], facts)}
     return row | {"payment": next(iter(names_of(row)), None)}
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
@@ -1583,7 +1581,7 @@ def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) 
     counted = value(db, REFUND_COUNTED, refund_id=row["refund_id"])
     ours = {"payment": row["payment"] and (known or row["payment"]), "back": None if counted else row["back"]}
     id = insert(db, "payment_events", "ON CONFLICT (delivery_key) DO NOTHING",
-                **row | ours, body=body, received_at=now)  # fmt: skip
+                **row | ours, body=body, received_at=now)
     if id is not None:
         apply_event(db, id=id, shop=shop, now=now)
 
@@ -1600,7 +1598,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     except Puzzle as puzzle:
         state, effect = "attention", str(puzzle)
     run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
-        state=state, effect=effect, id=id)  # fmt: skip
+        state=state, effect=effect, id=id)
     others = "SELECT waiting_id FROM payment_events_waiting WHERE event_id = ? LIMIT 100"
     for (other,) in db.execute(others, [id]).fetchall() if state == "applied" else ():
         apply_event(db, id=other, shop=shop, now=now)
@@ -1672,13 +1670,13 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     paid_for, had, steps, period_end_at = db.execute("""
         SELECT due, had, steps, period_end_at FROM entitlements
         WHERE user_id = :user_id AND entitlement = :entitlement
-    """, mine).fetchone()  # fmt: skip
+    """, mine).fetchone()
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
                         credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now),
-                        now=now)  # fmt: skip
+                        now=now)
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1728,7 +1726,7 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
     if isinstance(product, Pack) and product.open_to == "subscribers" and not has_plan:
         raise SubscribersOnly(f"{product.name} is for subscribers only.")
     insert(db, "checkouts", id=id, user_id=user_id, product=product.id, created_at=now,
-           units=wish.units if isinstance(product, Pack) else 1)  # fmt: skip
+           units=wish.units if isinstance(product, Pack) else 1)
     return find_checkout(db, id=id, user_id=user_id)
 
 def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
@@ -1864,23 +1862,23 @@ def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: s
     answer = as_json(act(db))
     if key:
         insert(db, "idempotency_keys", user_id=user_id, key=key, fingerprint=fingerprint, answer=answer,
-               created_at=now)  # fmt: skip
+               created_at=now)
     return answer.encode()
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
                   catalog_version: str, timeout: int, now: int, moderation_id: str | None = None,
-                  ) -> Video:  # fmt: skip
+                  ) -> Video:
     """Take an order: the limit, the credits, the video and its event, or none of them.
     Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
     check_images(db, user_id=user_id, images=order.images)
     freeze(db, user_id=user_id, video_id=id, attempt=1, api_key_id=api_key_id, credits=order.credits,
-           catalog_version=catalog_version, now=now, note=moderation_id or "")  # fmt: skip
+           catalog_version=catalog_version, now=now, note=moderation_id or "")
     ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
     insert(db, "videos", id=id, user_id=user_id, **ordered, moderation_id=moderation_id, due_at=now,
-           deadline_at=now + timeout, created_at=now, changed_at=now)  # fmt: skip
+           deadline_at=now + timeout, created_at=now, changed_at=now)
     return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
-                 order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))  # fmt: skip
+                 order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))
 
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
     for key in images:
@@ -1910,7 +1908,7 @@ def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status:
         WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
     """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
     videos, after = newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
-                           user_id=user_id, status=status)  # fmt: skip
+                           user_id=user_id, status=status)
     return {"videos": videos, "nextCursor": after}
 
 def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job], int | None]:
@@ -1931,7 +1929,7 @@ def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any
         due_at=due_at, now=now, **columns))
 
 def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: bool, due_at: int,
-            now: int) -> None:  # fmt: skip
+            now: int) -> None:
     """The provider surely took nothing.  The next that has not refused for good is asked, at once while there
     is one further down the list, else from its top after a while.  When all have refused, it has failed; and
     when what was asked for is unfit to be shown."""
@@ -1948,7 +1946,7 @@ def pass_on(db: Db, *, job: Job, providers: list[str], problem: Problem, again: 
         fail(db, job=job, problem=Cancelled() if wished_away else problem, now=now)
     else:
         step_video(db, job, submitted_at=None, tries=job.tries + 1, provider=(after or able)[0],
-                   due_at=now if after else due_at, now=now)  # fmt: skip
+                   due_at=now if after else due_at, now=now)
 
 def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int) -> None:
     """What the provider says of its job, and what follows from it for the video."""
@@ -1962,13 +1960,13 @@ def hear_provider(db: Db, *, job: Job, snapshot: Snapshot, due_at: int, now: int
             tries = 0 if snapshot.progress > job.progress else job.tries + 1
             progress = job.progress if job.status == "FAILED" else max(job.progress, snapshot.progress)
             step_video(db, job, progress=progress, tries=tries, missed=0, missed_at=None,
-                       due_at=due_at, now=now)  # fmt: skip
+                       due_at=due_at, now=now)
         case "succeeded" if snapshot.url:
             mark_uploading(db, job=job, original_url=snapshot.url, until_at=snapshot.until_at, now=now)
         case "missing" if not job.cancelled_at and (job.missed < 2 or now - (job.missed_at or now) < MINUTE):
             # Right after a submit that says little; thrice over a minute it is the end.
             step_video(db, job, missed=job.missed + 1, missed_at=job.missed_at or now,
-                       tries=job.tries + 1, due_at=due_at, now=now)  # fmt: skip
+                       tries=job.tries + 1, due_at=due_at, now=now)
         case _ if job.status == "FAILED":
             step_video(db, job, due_at=None, now=now)
         case _:
@@ -1984,13 +1982,13 @@ def mark_uploading(db: Db, *, job: Job, original_url: str, until_at: int | None,
     tries = job.tries + 1 if job.status == "UPLOADING" else 0
     moved: dict[str, Any] = {} if late else {"status": "UPLOADING", "progress": 100, "tries": tries}
     step_video(db, job, original_url=original_url, original_until_at=until_at,
-               due_at=None if late else now, now=now, **moved)  # fmt: skip
+               due_at=None if late else now, now=now, **moved)
 
 def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
     """The video is stored, under its stored_keys: say so and spend its credits, or neither; the second time
     changes nothing.  False: the video has changed since the job was read, and this is not wanted any more."""
     if value(db, "SELECT 1 FROM videos WHERE id = :id AND storage_key = :storage_key AND deleted_at IS NULL",
-             id=job.id, **stored):  # fmt: skip
+             id=job.id, **stored):
         return True
     if not step_video(db, job, status="COMPLETED", finished_at=now, due_at=None, now=now, **stored):
         return False
@@ -2001,7 +1999,7 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
 def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = None) -> None:
     """It will not be made: say why, and give its credits back."""
     if step_video(db, job, status="FAILED", finished_at=now, error_code=problem.code,
-                  error_message=problem.message[:1000], due_at=due_at, now=now):  # fmt: skip
+                  error_message=problem.message[:1000], due_at=due_at, now=now):
         release(db, video_id=job.id, now=now)
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
@@ -2026,7 +2024,7 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     elif job.status not in ("COMPLETED", "FAILED"):
         raise StillRunning
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
-        now=now, id=id)  # fmt: skip
+        now=now, id=id)
 
 def archive_videos(db: Db, *, failed_before: int, completed_before: int, now: int) -> dict[str, int]:
     """Take away some of the videos that have been kept long enough, and say how many by status.  Their files
@@ -2038,7 +2036,7 @@ def archive_videos(db: Db, *, failed_before: int, completed_before: int, now: in
     """, {"now": now, "day": DAY, "failed": failed_before, "completed": completed_before}).fetchall())
 
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
-                catalog_version: str, now: int) -> Video:  # fmt: skip
+                catalog_version: str, now: int) -> Video:
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
     InsufficientCredits: what was given back must be paid again."""
     job = find_own(db, as_=Job, user_id=user_id, id=id)
@@ -2048,9 +2046,9 @@ def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_ru
         raise OriginalExpired
     check_running(db, user_id=user_id, max_running=max_running)
     freeze(db, user_id=user_id, video_id=id, attempt=job.attempt + 1, api_key_id=api_key_id,
-           credits=job.credits, catalog_version=catalog_version, now=now)  # fmt: skip
+           credits=job.credits, catalog_version=catalog_version, now=now)
     step_video(db, job, status="UPLOADING", attempt=job.attempt + 1, tries=0, finished_at=None,
-               error_code=None, error_message=None, cancelled_at=None, due_at=now, now=now)  # fmt: skip
+               error_code=None, error_message=None, cancelled_at=None, due_at=now, now=now)
     return get_video(db, user_id=user_id, id=id)
 
 def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None, now: int) -> None:
@@ -2066,7 +2064,7 @@ def hear_callback(db: Db, *, id: str, provider: str = "", ref: str | None = None
 
 def add_upload(db: Db, *, user_id: str, key: str, media_type: str, size_bytes: int, now: int) -> None:
     insert(db, "uploads", key=key, user_id=user_id, media_type=media_type, size_bytes=size_bytes,
-           created_at=now)  # fmt: skip
+           created_at=now)
 
 def list_events(db: Db, *, user_id: str, after: int, limit: int) -> list[tuple[int, str, str]]:
     """(id, type, JSON) of what happened since."""
@@ -2179,7 +2177,7 @@ def probe(path: Path) -> dict[str, int]:
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
         return {"width": first.width, "height": first.height, "duration_ms": round(seconds * 1000),
-                "size_bytes": path.stat().st_size}  # fmt: skip
+                "size_bytes": path.stat().st_size}
 
 def write_poster(path: Path, target: Path) -> None:
     """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
@@ -2219,7 +2217,7 @@ def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) 
         yield ImageOps.fit(still, size, Image.Resampling.HAMMING, edge + more * ease, (0.4 + 0.2 * ease,) * 2)
 
 def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width: int, height: int,
-                   image: bytes | None, report: Callable[[int], None]) -> None:  # fmt: skip
+                   image: bytes | None, report: Callable[[int], None]) -> None:
     """Write a `seconds` long MP4 of `width` x `height` pixels (even), always the same for the same arguments.
     `report` gets a percentage some twenty times; whatever it raises stops the work and leaves no file.
     Raises NotAnImage, and OSError when `target` cannot be written."""
@@ -2371,7 +2369,7 @@ CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 2
 DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
     "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
     "2001::/32", "::/96", "fec0::/10",
-)]  # fmt: skip
+)]
 
 def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -2406,14 +2404,14 @@ def outside_client(named: Iterable[str], base_url: str = "",
                    auth: Callable[[httpx.Request], httpx.Request] | None = None) -> httpx.AsyncClient:
     """A client for one provider, so that none can use up another's connections."""
     transport = httpx.AsyncHTTPTransport(CERTIFICATES(trust_env=False),
-                                         limits=httpx.Limits(max_keepalive_connections=20))  # fmt: skip
+                                         limits=httpx.Limits(max_keepalive_connections=20))
     transport._pool._network_backend = Guard(named)
     headers = {"Accept-Encoding": "identity", "User-Agent": "VideoFly"}
     return httpx.AsyncClient(transport=transport, base_url=base_url, headers=headers, auth=auth,
                              trust_env=False, timeout=httpx.Timeout(30, connect=10, pool=None))
 
 async def exchange(client: httpx.AsyncClient, request: httpx.Request, *, within_s: float,
-                   ) -> tuple[httpx.Response, Any]:  # fmt: skip
+                   ) -> tuple[httpx.Response, Any]:
     """One call to a provider: its answer, and the JSON in it, if there is any.  Raises httpx.HTTPError."""
     request.extensions["timeout"] = httpx.Timeout(None, connect=10).as_dict()
     try:
@@ -2504,7 +2502,7 @@ class HttpProvider(Provider):
         # What it signs with, and when that was fetched; what the operator knows is good for ever.
         self.keys, self.keys_at = ([signer], math.inf) if signer else ([], -math.inf)
         self.headers = {name: text.replace("{key}", key) for name, text in template.headers.items()
-                        if key or "{key}" not in text}  # fmt: skip
+                        if key or "{key}" not in text}
         try:
             named = {httpx.URL(template.base_url).host, *template.private_hosts}
             self.client = outside_client(named, template.base_url, self.identify)
@@ -2552,7 +2550,7 @@ class HttpProvider(Provider):
         no = failed(self.template, body, f"The provider answered {answer.status_code}.")
         if answer.is_client_error or answer.status_code == 503:
             raise SubmitRefused(str(no.error), again=answer.status_code in (429, 503),
-                                after_ms=retry_after(answer), moderated=no.moderated)  # fmt: skip
+                                after_ms=retry_after(answer), moderated=no.moderated)
         if not answer.is_success:
             raise httpx.HTTPStatusError(str(no.error), request=answer.request, response=answer)
 
@@ -2659,7 +2657,7 @@ class HttpProvider(Provider):
             "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
             "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
             "seed": job.seed, "uuid": job.id, "callback_url": ours and back,
-        }  # fmt: skip
+        }
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
@@ -2676,7 +2674,7 @@ class HttpProvider(Provider):
         if self.settings.s3_endpoint or self.settings.public_url.startswith("https:"):
             url = self.storage.link(key, base=self.settings.public_url, now=self.now())
         return {"image": url, "images": [url], "image_file": (key.rpartition("/")[2], content),
-                "image_base64": text, "image_type": type}  # fmt: skip
+                "image_base64": text, "image_type": type}
 
 def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
     """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
@@ -2700,7 +2698,7 @@ class LocalProvider(Provider):
     repeatable, poll_s, life = True, 1.0, HOUR  # a render is kept so many milliseconds
 
     def __init__(self, folder: Path, read: Callable[[str], Coroutine[Any, Any, bytes]],
-                 wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:  # fmt: skip
+                 wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         self.folder = folder.absolute()  # a relative path has no file: address
         self.read, self.wake = read, wake  # an image; whoever waits for a render
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
@@ -2788,12 +2786,12 @@ CARDS = {card: luck for luck, cards in {  # of Creem's test mode
     "": "4242424242424242 4111111111111111", "It was declined.": "4000000000000002 4507990000000028",
     "Its funds are insufficient.": "4000000000009995 4507990000000010",
     "Its security code is wrong.": "4000000000000127 4507990000000044", "It has expired.": "4000000000000069",
-}.items() for card in cards.split()}  # fmt: skip
+}.items() for card in cards.split()}
 STORIES = {  # what is told of what happens
     "pack": "checkout.completed", "plan": "checkout.completed subscription.active subscription.paid",
     "renew": "subscription.paid", "cancel": "subscription.scheduled_cancel", "end": "subscription.canceled",
     "resume": "subscription.update", "upgrade": "subscription.update", "refund": "refund.created",
-    "dispute": "dispute.created", "upgrade, paid": "subscription.update subscription.paid"}  # fmt: skip
+    "dispute": "dispute.created", "upgrade, paid": "subscription.update subscription.paid"}
 
 class Creem:
     """Creem's API (https://docs.creem.io/api-reference)."""
@@ -2845,7 +2843,7 @@ class Sandbox:
             story, product, n, user_id=checkout["userId"], email=email, subscription_id=subscription_id,
             checkout_id=f"ch_{n}", request_id=checkout["id"], order_id=f"ord_{n}", transaction_id=f"tran_{n}",
             units=checkout["units"], paid=product.cents * checkout["units"], begins_at=checkout["createdAt"],
-            customer_id=f"cust_{digest(email)[:20]}")  # fmt: skip
+            customer_id=f"cust_{digest(email)[:20]}")
 
     async def change(self, story: str, was: Subscription, product: Pack | Plan | None = None) -> None:
         """Renew, cancel, end, resume or upgrade a subscription."""
@@ -2856,7 +2854,7 @@ class Sandbox:
         if story == "renew" and was["status"] == "scheduled_cancel":
             story = "end"
         await self.tell(story, plan, token, subscription_id=was["id"], customer_id=was["customerId"],
-                        transaction_id=f"tran_{token}", begins_at=begins_at)  # fmt: skip
+                        transaction_id=f"tran_{token}", begins_at=begins_at)
 
     async def give_back(self, story: str, payment: Purchase, cents: int) -> None:
         """Refund or dispute a payment."""
@@ -2881,11 +2879,11 @@ def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str,
     plan, currency, begins_at = isinstance(product, Plan), product.currency, of["begins_at"] or of["now"]
     kind, days = type.partition(".")[0], 365 if getattr(product, "interval", "") == "year" else 30
     sold = {"id": product.at_creem, "name": product.name, "price": product.cents, "currency": currency,
-            "billing_type": "recurring" if plan else "onetime"}  # fmt: skip
+            "billing_type": "recurring" if plan else "onetime"}
     order = {"id": of["order_id"], "transaction": of["transaction_id"], "amount_paid": of["paid"],
-             "currency": currency, "status": "paid", "type": sold["billing_type"]}  # fmt: skip
+             "currency": currency, "status": "paid", "type": sold["billing_type"]}
     transaction = {"id": of["transaction_id"], "order": of["order_id"], "amount_paid": of["paid"],
-                   "refunded_amount": (of["back"] or 0) + (of["cents"] or 0)}  # fmt: skip
+                   "refunded_amount": (of["back"] or 0) + (of["cents"] or 0)}
     about: dict[str, dict[str, Any]] = {
         "checkout": {"id": of["checkout_id"], "request_id": of["request_id"], "status": "completed",
                      "order": order, "units": of["units"], "subscription": of["subscription_id"]},
@@ -2893,12 +2891,12 @@ def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str,
                          "last_transaction_id": of["transaction_id"], "current_period_start_date": begins_at,
                          "current_period_end_date": begins_at + timedelta(days)},
         "refund": {"id": f"ref_{of['token']}", "status": "succeeded", "refund_amount": of["cents"]},
-        "dispute": {"id": f"disp_{of['token']}", "amount": of["cents"]}}  # fmt: skip
+        "dispute": {"id": f"disp_{of['token']}", "amount": of["cents"]}}
     if kind in REFUNDS:
         about[kind] |= {"transaction": transaction, "subscription": of["subscription_id"]}
     return about[kind] | {
         "product": sold, "customer": {"id": of["customer_id"], "email": of["email"]}, "mode": "sandbox",
-        "metadata": {"referenceId": of["user_id"]}, "updated_at": of["now"]}  # fmt: skip
+        "metadata": {"referenceId": of["user_id"]}, "updated_at": of["now"]}
 
 def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
     """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
@@ -2947,7 +2945,7 @@ class App:
     """The running parts.  Everything that is not a value lives here, and only here."""
     def __init__(self, settings: Settings, catalogue: Catalogue, db: Database, storage: Storage, secret: str,
                  providers: Mapping[str, Provider], creem: Creem | Sandbox | None,
-                 clock: Callable[[], float]) -> None:  # fmt: skip
+                 clock: Callable[[], float]) -> None:
         self.settings, self.catalogue, self.db, self.storage = settings, catalogue, db, storage
         self.secret, self.providers, self.creem, self.clock = secret, providers, creem, clock
         self.shop = Shop(catalogue, settings.upgrade_policy, settings.env == "production")
@@ -3033,7 +3031,7 @@ def read_secret(path: Path) -> str:
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
                    providers: Mapping[str, Provider] | None = None, environ: Mapping[str, str] = os.environ,
-                   ) -> AsyncIterator[App]:  # fmt: skip
+                   ) -> AsyncIterator[App]:
     """All that runs, but for the work.  Raises Refused, AlreadyRunning.  After the star: for tests."""
     data = Path(settings.data)
     async with contextlib.AsyncExitStack() as stack:
@@ -3047,7 +3045,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         catalogue = read_catalogue(Path(path), set(providers))
         for template in catalogue.providers:
             providers[template.name] = outside = HttpProvider(
-                template, environ, catalogue.models, settings, storage, secret, clock)  # fmt: skip
+                template, environ, catalogue.models, settings, storage, secret, clock)
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
@@ -3063,7 +3061,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             password_hash = await app.hash(HASHER.hash, settings.admin_password)
             with contextlib.suppress(EmailTaken):
                 await app.write(add_user, email=email, password_hash=password_hash, is_admin=True,
-                                rules=catalogue.credits)  # fmt: skip
+                                rules=catalogue.credits)
         if not (await db.read(find_operator)).user_id:
             app.set_up_token = secrets.token_urlsafe(24)
         yield app
@@ -3169,7 +3167,7 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
     else:
         breaker.heard(True, app.now())
         await app.write(step_video, job=job, status="GENERATING", ref=ref, tries=0,
-                        due_at=app.now() + back_off(0, provider.poll_s))  # fmt: skip
+                        due_at=app.now() + back_off(0, provider.poll_s))
 
 async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
@@ -3178,7 +3176,7 @@ async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     await app.write(
         pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
         problem=kind(str(refusal)), again=refusal.again,
-        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))  # fmt: skip
+        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
     """Ask the provider how the video stands, having told it if nobody wants it any more."""
@@ -3331,7 +3329,7 @@ async def expire_credits(app: App) -> dict[str, Any]:
 async def clean_up_videos(app: App) -> dict[str, Any]:
     kept, now, done = app.settings, app.now(), Counter[str]()
     while some := await app.write(archive_videos, failed_before=now - kept.video_failed_days * DAY,
-                                  completed_before=now - kept.video_completed_days * DAY):  # fmt: skip
+                                  completed_before=now - kept.video_completed_days * DAY):
         done.update(some)
     return {"deletedFailed": done["FAILED"], "archivedCompleted": done["COMPLETED"]}
 
@@ -3483,7 +3481,7 @@ class Request(litestar.Request[Principal, Any, State]):
         """What a function answers, as JSON: once for the same Idempotency-Key."""
         act = functools.partial(fn, **self.told(fn, given))
         once = {"act": act, "key": self.user.user_id and key,
-                "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}  # fmt: skip
+                "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}
         return await self.parts.db.write(once_only, **self.told(once_only, once))
 
     def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -3506,7 +3504,7 @@ class Request(litestar.Request[Principal, Any, State]):
 
     def cookie(self, token: str, life: int = SESSION_LIFE) -> Cookie:
         return Cookie(self.cookie_name, value=token, httponly=True, samesite="lax", max_age=life // SECOND,
-                      secure=self.base.startswith("https:"))  # fmt: skip
+                      secure=self.base.startswith("https:"))
 
     async def json(self) -> Any:
         body = await self.body()
@@ -3546,14 +3544,14 @@ Failed = TypedDict("Failed", {"success": bool, "error": Refusal})
 KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
 REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
-    for status in sorted({kind.status for kind in Problem.__subclasses__()})}  # fmt: skip
+    for status in sorted({kind.status for kind in Problem.__subclasses__()})}
 ARGUMENTS = {  # what Litestar would say in its own way
     "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
     "file": "Send the image as the multipart form field `file`.",
     "key": "Idempotency-Key must be 1 to 255 characters.",
     "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
     "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(typing.get_args(Status))}."}  # fmt: skip
+    "status": f"status must be one of {', '.join(typing.get_args(Status))}."}
 HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
@@ -3584,15 +3582,15 @@ def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
     said = [ARGUMENTS.get(key := fault.get("key", ""), f"{key}: {fault['message']}.") for fault in faults]
     otherwise = ARGUMENTS["data"] if "multipart" in refused.detail else " ".join(said) or refused.detail
     problems = {404: NotFound(f"There is nothing at {request.url.path}."), 413: TooLarge(),
-                405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}  # fmt: skip
+                405: MethodNotAllowed(f"Use {allow}." if allow else None, allow=allow)}
     return problems.get(refused.status_code, Invalid(otherwise))
 
 # --- who is asking
 
 Once = Annotated[str | None, HeaderParameter(
-    name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]  # fmt: skip
+    name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]
 Prefer = Annotated[str | None, HeaderParameter(
-    name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]  # fmt: skip
+    name="Prefer", description="wait=N: answer when it is done, or after N seconds; 60 at most")]
 
 async def guard_against_forgery(request: AnyRequest) -> None:
     """A page of another site must not act with the visitor's cookie.  Browsers say where a request is from;
@@ -3659,7 +3657,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
             await asyncio.wait_for(bell.wait(), left_s)
 
 async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = None,
-                      prefer: Prefer = None) -> Response[Answer[Video]]:  # fmt: skip
+                      prefer: Prefer = None) -> Response[Answer[Video]]:
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
     order = choose(app.catalogue, data, seed=random.getrandbits(31))
@@ -3667,7 +3665,7 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = No
     answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
     moderation_id = None if answered else await moderate(app, data)
     stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE,
-                                      moderation_id=moderation_id)  # fmt: skip
+                                      moderation_id=moderation_id)
     answer = cast(Answer[Video], ok(stored))
     ordered = msgspec.json.decode(stored)["videoUuid"]
     replayed = {"Idempotent-Replayed": "true"} if ordered != id else {}
@@ -3758,7 +3756,7 @@ ImageForm = TypedDict("ImageForm", {"file": UploadFile})
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 MEDIA_HEADERS = NOSNIFF | {
     "Cache-Control": "private, max-age=3600",
-    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}  # fmt: skip
+    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}
 
 async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answer[Upload]:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
@@ -3780,7 +3778,7 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
 
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
-                signature: FromQuery[str] = "") -> FileResponse:  # fmt: skip
+                signature: FromQuery[str] = "") -> FileResponse:
     """A file in the data folder, for whoever has a link that is signed and has not ended."""
     storage, now = request.parts.storage, request.parts.now()
     if not isinstance(storage, FolderStorage):
@@ -3795,7 +3793,7 @@ async def list_models(request: Request) -> Answer[ModelList]:
          "durations": model.durations, "aspectRatios": model.aspect_ratios, "qualities": [*model.qualities],
          "prices": {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
                     for quality in model.qualities}}
-        for model in catalogue.models if model.enabled]  # fmt: skip
+        for model in catalogue.models if model.enabled]
     return ok({"models": offers, "catalogVersion": catalogue.version})
 
 def product_offer(product: Pack | Plan) -> Any:
@@ -3816,17 +3814,17 @@ Wished = Annotated[Password, _("else one, or at set-up a key, is made and shown"
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
 async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
-                        **given: Any) -> Response[Answer[User]]:  # fmt: skip
+                        **given: Any) -> Response[Answer[User]]:
     """Do what also begins a session, and answer with its cookie."""
     token = secrets.token_urlsafe(32)
     if password:
         given["password_hash"] = await request.parts.hash(HASHER.hash, password)
     act = functools.partial(fn, **request.told(fn, given))
     return Response(ok(await request.write(admit, act=act, session_digest=digest(token))),
-                    cookies=[request.cookie(token)])  # fmt: skip
+                    cookies=[request.cookie(token)])
 
 async def check_password(request: Request, email: str, password: str,
-                         wrong: str = "The e-mail address or the password is wrong.") -> str:  # fmt: skip
+                         wrong: str = "The e-mail address or the password is wrong.") -> str:
     """Whose password that is.  An account without one has no password to be right.  Raises Unauthorized."""
     host = request.client.host if request.client else ""
     with contextlib.suppress(ValueError):  # of IPv6 a whole /64 counts as one, which one person may have
@@ -3843,7 +3841,7 @@ async def check_password(request: Request, email: str, password: str,
     return user_id
 
 async def make_first_account(request: Request, *, email: Email, password: Wished = None,
-                             token: Given) -> Response[Any]:  # fmt: skip
+                             token: Given) -> Response[Any]:
     """Make the first administrator, with the token of the first start.  Without a password the answer has an
     API key; as plain text, where that is asked for."""
     expected = request.parts.set_up_token
@@ -3858,12 +3856,12 @@ async def make_first_account(request: Request, *, email: Email, password: Wished
     return Response(ok(made), cookies=answer.cookies)
 
 async def join(request: Request, *, email: Email, password: Password,
-               invite: Given | None = None) -> Response[Answer[User]]:  # fmt: skip
+               invite: Given | None = None) -> Response[Answer[User]]:
     mode = request.parts.settings.signup
     if mode == "closed" or (mode == "invite" and not invite):
         raise SignUpClosed("Nobody can sign up here." if mode == "closed" else None)
     return await begin_session(request, add_user, email=email, password=password, is_admin=False,
-                               invite_digest=digest(invite or "") if mode == "invite" else None)  # fmt: skip
+                               invite_digest=digest(invite or "") if mode == "invite" else None)
 
 async def sign_in(request: Request, *, email: Given, password: Given) -> Response[Answer[User]]:
     user_id = await check_password(request, email, password)
@@ -3875,7 +3873,7 @@ async def sign_out(request: Request) -> Response[None]:
     return Response(None, cookies=[request.cookie("", 0)])
 
 async def change_password(request: Request, *, new_password: Password,
-                          current_password: Given = "") -> Response[Answer[User]]:  # fmt: skip
+                          current_password: Given = "") -> Response[Answer[User]]:
     """Change the password; every session ends but this one, which gets a new token."""
     if request.user.api_key_id:
         raise Forbidden("An API key cannot set a password; sign in.")
@@ -3903,7 +3901,7 @@ def cashier(request: Request) -> Creem | Sandbox:
     return creem
 
 async def check_out(request: Request, data: JSONBody[CheckoutWish],
-                    key: Once = None) -> Answer[CheckoutBegun]:  # fmt: skip
+                    key: Once = None) -> Answer[CheckoutBegun]:
     """Where to pay for a pack or a plan."""
     app, creem, user = request.parts, cashier(request), await request.read(get_user)
     made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
@@ -3914,7 +3912,7 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
         answer = await creem.call(
             "POST /v1/checkouts", product_id=product.at_creem, request_id=checkout["id"], **discount,
             units=checkout["units"], success_url=f"{request.base}/credits", customer={"email": user["email"]},
-            metadata={"referenceId": user["id"]})  # fmt: skip
+            metadata={"referenceId": user["id"]})
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
@@ -3941,7 +3939,7 @@ async def change_subscription(request: Request, act: FromPath[Literal["cancel", 
         "resume": ("resume", {}),
         "upgrade": ("upgrade, paid" if at_once else "upgrade", {
             "product_id": plan and plan.at_creem,
-            "update_behavior": f"proration-{'charge-immediately' if at_once else 'none'}"})}  # fmt: skip
+            "update_behavior": f"proration-{'charge-immediately' if at_once else 'none'}"})}
     story, said = changes[act]
     if isinstance(creem, Sandbox):
         await creem.change(story, found, plan if act == "upgrade" else None)
@@ -4030,7 +4028,7 @@ async def pay_in_sandbox(request: Request, id: str, *, number: TestCard) -> Answ
     return ok({"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"})
 
 async def act_in_sandbox(request: Request, *, act: Literal["renew", "refund", "dispute"], payment: Name = "-",
-                         cents: Cents | None = None) -> Answer[Billing]:  # fmt: skip
+                         cents: Cents | None = None) -> Answer[Billing]:
     """Let a month pass for the subscription, or give back a payment: so many cents, or all that is left."""
     acted = sandbox(request)
     if act == "renew":
@@ -4057,10 +4055,10 @@ class KeyForUser(KeyWish, frozen=True, kw_only=True):
     email: Email
 
 def grant_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", days: Life = None,
-                  now: int) -> Balance:  # fmt: skip
+                  now: int) -> Balance:
     user_id, expires_at = get_user(db, email=email)["id"], now + days * DAY if days else None
     grant(db, user_id=user_id, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=new_id("grant"),
-          note=note, expires_at=expires_at, now=now)  # fmt: skip
+          note=note, expires_at=expires_at, now=now)
     return balance(db, user_id=user_id, now=now)
 
 def deduct_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", now: int) -> Balance:
@@ -4076,7 +4074,7 @@ def add_invite(db: Db, *, days: Days = 7, new_code: str, base: str, now: int) ->
     return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
 async def set_given_password(request: Request, fn: Callable[..., User], password: str | None,
-                             **given: Any) -> Answer[UserMade]:  # fmt: skip
+                             **given: Any) -> Answer[UserMade]:
     """Do what sets a password: the one that is wished for, or one that is made and shown here."""
     made = None if password else secrets.token_urlsafe(12)
     password_hash = await request.parts.hash(HASHER.hash, password or made)
@@ -4109,7 +4107,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
            else f"not used: {there.template.key} is not set")
           for name, there in app.providers.items() if isinstance(there, HttpProvider)),
-        ("storage", not storage, storage or type(app.storage).__name__)]]  # fmt: skip
+        ("storage", not storage, storage or type(app.storage).__name__)]]
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
 
 async def trouble_with(look: Awaitable[list[str] | None]) -> str:
@@ -4149,7 +4147,7 @@ def body_of(fn: Callable[..., Any], name: str) -> Any:
     hints = typing.get_type_hints(fn, include_extras=True)
     fields = [(word, hints[word], msgspec.NODEFAULT if one.default is one.empty else one.default)
               for word, one in signature(fn).parameters.items()
-              if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]  # fmt: skip
+              if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]
     made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
     return hints.get("wish", made)
 
@@ -4255,7 +4253,7 @@ ADDRESSES = [
         "list_jobs      GET    /api/v1/admin/jobs": list_jobs,
         "run_job        POST   /api/v1/admin/jobs/{name:str}     200": run_job_now,
         "audit          GET    /api/v1/admin/audit": audit,
-        "check          GET    /api/v1/admin/check": check_parts})]  # fmt: skip
+        "check          GET    /api/v1/admin/check": check_parts})]
 
 # --- pages and health
 
@@ -4263,7 +4261,7 @@ ADDRESSES = [
 # ever, and relative imports between them need no build to stay right.
 STATIC = FILES / "static"
 STATIC_PATH = "/static/" + hashlib.sha256(b"".join(
-    file.read_bytes() for file in sorted(STATIC.rglob("*")) if file.is_file())).hexdigest()[:12]  # fmt: skip
+    file.read_bytes() for file in sorted(STATIC.rglob("*")) if file.is_file())).hexdigest()[:12]
 PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
 DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
@@ -4339,7 +4337,7 @@ async def serve_until_stopped(settings: Settings) -> None:
         async with open_app(settings) as app, working(app):
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
-                                    timeout_keep_alive=75, timeout_graceful_shutdown=10)  # fmt: skip
+                                    timeout_keep_alive=75, timeout_graceful_shutdown=10)
             url, token = settings.public_url or local_url(settings), app.set_up_token
             click.echo(FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}")
             if isinstance(app.creem, Sandbox):
@@ -4347,7 +4345,7 @@ async def serve_until_stopped(settings: Settings) -> None:
             await Server(config).serve([listener])
 
 async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
-                      server: str = "", key: str = "") -> T:  # fmt: skip
+                      server: str = "", key: str = "") -> T:
     """Work with the server named, with the one on the data folder, or with one opened for the moment."""
     async with contextlib.AsyncExitStack() as stack:
         transport, base, token = None, server, key
@@ -4360,7 +4358,7 @@ async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Aw
                 base = (Path(settings.data) / "lock").read_text().strip()
             token = key or operator_token(read_secret(Path(settings.data) / "secret"))
         client = httpx.AsyncClient(transport=transport, base_url=base, timeout=120, trust_env=False,
-                                   headers={"Authorization": f"Bearer {token}"})  # fmt: skip
+                                   headers={"Authorization": f"Bearer {token}"})
         return await work(await stack.enter_async_context(client))
 
 async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
@@ -4387,7 +4385,7 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     return uvloop.run(work(read_settings(os.environ | environ), *args))
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
-    click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])  # fmt: skip
+    click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])
 def main() -> None:
     """VideoFly: a whole AI-video business in one process and one SQLite file."""
 
@@ -4409,7 +4407,7 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Argument([name], type=kind)
         elif about["type"] != "array":
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
-                               default=defaults.get(name), help=about.get("description"))  # fmt: skip
+                               default=defaults.get(name), help=about.get("description"))
 
 def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> None:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
@@ -4423,7 +4421,7 @@ def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> N
     group, _, name = words.rpartition(" ")
     home = cast(click.Group, main.commands[group]) if group else main
     home.add_command(click.Command(name, callback=run_command, help=help,
-                                   params=[*parameters(BODIES.get(line))]))  # fmt: skip
+                                   params=[*parameters(BODIES.get(line))]))
 
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
@@ -4438,7 +4436,7 @@ def show_checks(found: Any) -> str:
 
 operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
 operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
-          show_account)  # fmt: skip
+          show_account)
 operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
 operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
 operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)

@@ -54,7 +54,7 @@ FIELDS = {  # those that are not just a Text
     "success_url": Annotated[str, Meta(pattern="^https?://[^/]")],
     "mode": Literal["immediate", "scheduled"], "onExecute": Literal["cancel", "pause"],
     "update_behavior": Literal["proration-charge-immediately", "proration-charge", "proration-none"],
-}  # fmt: skip
+}
 ACTED_ON = {"upgrade": ["active"], "pause": ["active"], "resume": ["paused", "scheduled_cancel"]}
 ACTED_ON |= {"cancel": ["active", "trialing", "scheduled_cancel", "past_due", "unpaid", "paused"]}
 RETURNED = ["request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id"]
@@ -202,7 +202,7 @@ class Creem(Upstream):
             said = {"refunded_amount": min(paid, paid - left + amount)}
             transaction |= said | {"status": "refunded" if amount >= left else "partialRefund"}
         refund = self.keep("refund", "ref_", status=status, reason=reason, transaction=transaction_id,
-                           refund_amount=amount, refund_currency=transaction["currency"])  # fmt: skip
+                           refund_amount=amount, refund_currency=transaction["currency"])
         return [self.event("refund.created", refund | self.around(transaction))]
 
     def dispute(self, transaction_id):
@@ -224,7 +224,7 @@ class Creem(Upstream):
             "billing_period": f"every-{interval}" if interval else "once", "status": "active",
             "tax_mode": "exclusive", "tax_category": "saas", "default_success_url": "",
             "created_at": at, "updated_at": at, "mode": mode or self.mode,
-        } | more  # fmt: skip
+        } | more
         return self.products[id]
 
     def returned(self, checkout_id):

@@ -91,7 +91,7 @@ def test_seven_days_four_weeks_and_twelve_months_are_kept():
 def run(data, *words):
     command = [sys.executable, "-m", "videofly", *words]
     done = subprocess.run(command, cwd=v.HERE, capture_output=True, text=True, env=Server(data).environ,
-                          timeout=60)  # fmt: skip
+                          timeout=60)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
@@ -144,7 +144,7 @@ def test_what_is_not_right_is_not_restored(tmp_path, harm):
         file.unlink()
     else:
         script = {"another's": "PRAGMA application_id = 7", "newer": "PRAGMA user_version = 99",
-                  "changed": TAMPER}  # fmt: skip
+                  "changed": TAMPER}
         with contextlib.closing(sqlite3.connect(file)) as db:
             db.executescript(script[harm])
     code, _, said = run(data, "restore", str(file))

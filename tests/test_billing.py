@@ -151,7 +151,7 @@ async def test_paying_twice_pays_once(app, client, ada):
     ("4507990000000010", "Its funds are insufficient."),
     ("4000000000000127", "Its security code is wrong."), ("4507990000000044", "Its security code is wrong."),
     ("4000000000000069", "It has expired."),
-])  # fmt: skip
+])
 async def test_a_card_without_luck_pays_nothing(app, client, ada, card, said):
     begun = await ask(client, "POST /api/v1/billing/checkout", productId="starter")
     answer = await client.post(f"/api/v1/sandbox/checkouts/{begun['checkoutId']}/pay", json={"number": card})
@@ -278,7 +278,7 @@ async def test_what_is_for_subscribers_is_sold_to_them_alone(client, ada):
     ({"productId": "starter", "units": "2"}, (400, "E4009")),
     ({"productId": "starter", "units": 101}, (400, "E4009")),
     ({"productId": "starter", "price": 1}, (400, "E4009")),
-])  # fmt: skip
+])
 async def test_a_bad_wish_to_buy_says_what_is_wrong(app, client, ada, wish, end):
     assert await refused(client, "POST /api/v1/billing/checkout", **wish) == end
     assert await rows(app, "SELECT count(*) FROM checkouts") == [(0,)]
@@ -287,7 +287,7 @@ async def test_a_bad_wish_to_buy_says_what_is_wrong(app, client, ada, wish, end)
 async def test_everybody_sees_what_is_sold_and_how_it_is_paid(client):
     found = await ask(client, "GET /api/v1/config/products")
     assert found["packs"][0] == {"id": "starter", "name": "Starter pack", "cents": 1490, "currency": "USD",
-                                 "credits": 280, "openTo": "all"}  # fmt: skip
+                                 "credits": 280, "openTo": "all"}
     plans = [(plan["id"], plan["interval"]) for plan in found["plans"]]
     assert plans == [("pro", "month"), ("ultimate", "month")]
     assert (found["gift"], found["payments"]) == (10, "sandbox")
@@ -318,7 +318,7 @@ async def test_nothing_is_sold_in_production_without_a_key(settings, clock, prov
 async def opened(settings, clock, provider, **changes):
     changes = {"creem_api_key": "creem_test_x", "creem_webhook_secret": SECRET} | changes
     async with v.open_app(with_settings(settings, **changes), clock=clock,
-                          providers={"scripted": provider}) as app, client_of(app) as client:  # fmt: skip
+                          providers={"scripted": provider}) as app, client_of(app) as client:
         yield app, client
 
 
@@ -369,7 +369,7 @@ async def test_standard_webhooks_are_taken_while_they_are_fresh(settings, clock,
     signed(SAMPLES["subscription.active"], "another secret"),
     {"creem-signature": "0" * 64} | signed(SAMPLES["subscription.active"], SECRET, "x-creem-signature"),
     {"webhook-id": "x", "webhook-timestamp": "1800000000", "webhook-signature": "v1,AAAA v1 junk"},
-])  # fmt: skip
+])
 async def test_what_is_not_signed_is_refused_and_not_kept(shop, headers):
     app, client = shop
     assert error_of(await send(client, SAMPLES["subscription.active"], headers)) == (401, "E4010")
@@ -390,7 +390,7 @@ async def test_without_a_secret_nothing_is_taken(settings, clock, provider):
     (b"", 400), (b"[]", 400), (b"not JSON", 400), (b'{"id": "evt_1"}', 400), (b"\xff", 400),
     (b"[" * 100_000, 400),
     (b'{"id": "evt_1", "eventType": "new.kind", "object": {}}', 200), (b" " * (1 << 20) + b"{}", 413),
-])  # fmt: skip
+])
 async def test_what_is_signed_and_strange_is_answered_as_it_should_be(shop, body, status):
     assert (await send(shop[1], body)).status_code == status
 

@@ -20,7 +20,7 @@ ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync", "--no-first-run", "--host-resolver-rules=MAP videofly.test 127.0.0.1",
-]  # fmt: skip
+]
 REFUSED = r"Failed to load resource: the server responded with a status of (\d+)"
 EMAIL, PASSWORD = "ada@example.com", "correct horse"
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1100, "height": 760}
@@ -428,7 +428,7 @@ def test_a_pack_is_bought_and_its_credits_are_there(visit):
     page.get_by_role("button", name="Pay $14.90").click()
     expect(page).to_have_url(window.url + "/credits")
     (payment, change) = (page.get_by_role("region", name=name).get_by_role("listitem").first
-                         for name in ("Payments", "Latest changes"))  # fmt: skip
+                         for name in ("Payments", "Latest changes"))
     expect(payment).to_contain_text("$14.90")
     expect(payment).to_contain_text("280 credits")
     expect(change).to_contain_text("+280")
@@ -472,7 +472,7 @@ def test_a_card_that_cannot_pay_says_why_and_nothing_is_bought(visit):
     for number, what in {
         "4000 0000 0000 0002": "was declined", "4507990000000010": "has insufficient funds",
         "4000-0000-0000-0127": "has a wrong security code", "4000000000000069": "has expired",
-    }.items():  # fmt: skip
+    }.items():
         window.will_be_refused(402, pay_path)
         pay(page, number)
         expect(said).to_have_text(f"Nothing was bought: the card {what}.")

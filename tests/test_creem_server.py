@@ -124,7 +124,7 @@ def test_a_plan_change_charges_or_refunds_what_the_rest_of_the_period_costs(cree
     said = told(http.post(f"/subscriptions/{id}/upgrade", json={"product_id": TOP}))
     assert said["product"]["id"] == said["items"][0]["product_id"] == TOP
     assert said["last_transaction"]["amount"] == 2500 and names(creem.events[-2:]) == [
-        "subscription.update", "subscription.paid"]  # fmt: skip
+        "subscription.update", "subscription.paid"]
     free = {"product_id": PRO, "update_behavior": "proration-none"}
     told(http.post(f"/subscriptions/{id}/upgrade", json=free))
     assert names(creem.events[-1:]) == ["subscription.update"]
@@ -183,7 +183,7 @@ def test_products_of_the_other_mode_do_not_exist(creem, http):
         {"customer": {"id": "cust_1", "email": "ada@example.com"}}, {"success_url": "/done"},
         {"metadata": "u1"}, {"custom_fields": [{}] * 4},
     ],
-)  # fmt: skip
+)
 def test_a_checkout_that_the_manual_forbids_is_refused(creem, http, wish):
     assert told(http.post("/checkouts", json={"product_id": PACK} | wish), 400)["message"]
     assert not creem.checkouts
@@ -239,7 +239,7 @@ def test_one_email_is_one_customer_who_has_a_portal(creem, http):
 def test_a_prompt_is_judged_by_the_words_in_it(http, prompt, decision):
     said = told(http.post("/moderation/prompt", json={"prompt": prompt, "external_id": "v1"}))
     assert said == {"id": said["id"], "object": "moderation_result", "prompt": prompt, "external_id": "v1",
-                    "decision": decision, "usage": {"units": 1}}  # fmt: skip
+                    "decision": decision, "usage": {"units": 1}}
     told(http.post("/moderation/prompt", json={"prompt": ""}), 400)
 
 
@@ -301,7 +301,7 @@ def test_the_buyer_returns_with_a_signed_query(creem, http):
     creem.pay(id)
     pairs = parse_qsl(creem.returned(id))
     assert [name for name, _ in pairs] == ["request_id", "checkout_id", "order_id", "customer_id",
-                                           "subscription_id", "product_id", "signature"]  # fmt: skip
+                                           "subscription_id", "product_id", "signature"]
     said = "|".join(f"{name}={text}" for name, text in itertools.chain(pairs[:-1], [("salt", creem.key)]))
     assert pairs[-1][1] == hashlib.sha256(said.encode()).hexdigest()
     bare = dict(parse_qsl(redirect_query({"checkout_id": "ch_1"}, "k")))

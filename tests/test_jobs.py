@@ -87,7 +87,7 @@ async def ran(app, name):
         ("expire-credits", "reconcile", "audit", "backup"), 366)),
     (8, 10 * MINUTE, {"prune": 1153, "cleanup-videos": 2} | dict.fromkeys(
         ("expire-credits", "reconcile", "audit", "backup"), 9)),
-])  # fmt: skip
+])
 async def test_each_job_runs_as_often_as_its_crontab_says(app, clock, diary, days, step, often):
     looks = []
     for _ in range(days * DAY // step + 1):
@@ -132,7 +132,7 @@ async def test_a_server_that_starts_does_at_once_what_is_due(app):
     assert results == {
         "audit": {"faults": []}, "cleanup-videos": {"archivedCompleted": 0, "deletedFailed": 0},
         "expire-credits": {"expiredPackages": 0}, "prune": {},
-        "reconcile": {"heard": 0, "unknownProducts": []}}  # fmt: skip
+        "reconcile": {"heard": 0, "unknownProducts": []}}
 
 
 # --- once at a time
@@ -159,7 +159,7 @@ async def test_nothing_runs_twice_at_once(app, clock, diary, monkeypatch):
 
 
 async def test_a_job_that_raises_stops_no_other_and_is_tried_again_after_ten_minutes(
-        app, clock, diary, monkeypatch):  # fmt: skip
+        app, clock, diary, monkeypatch):
     def fails():
         diary.append(("expire-credits", clock.t))
         if len(diary) < 9:
@@ -186,7 +186,7 @@ async def test_a_job_that_raises_stops_no_other_and_is_tried_again_after_ten_min
 
 @pytest.mark.parametrize("name", TIMES)
 async def test_what_keeps_failing_is_tried_every_ten_minutes_and_no_oftener(
-        app, clock, diary, monkeypatch, name):  # fmt: skip
+        app, clock, diary, monkeypatch, name):
     def fails():
         diary.append((name, clock.t))
         raise ValueError
@@ -257,7 +257,7 @@ def packages(db, *, user_id, how_many, expires_at, now):
     """So many packages of seven credits."""
     for n in range(how_many):
         v.grant(db, user_id=user_id, credits=7, trans_type="SYSTEM_ADJUST", source_ref=f"{expires_at}:{n}",
-                note="", expires_at=expires_at, now=now)  # fmt: skip
+                note="", expires_at=expires_at, now=now)
 
 
 async def test_credits_expire_at_their_date_and_others_never(app, client, ada, clock):
@@ -488,7 +488,7 @@ def ended(db, *, user_id, completed, failed, now, model="told"):
         id = v.new_uuid(now)
         order = v.Order(model, "scripted", "a fox", "", 5, "16:9", "480p", 1, [], 10)
         v.request_video(db, id=id, user_id=user_id, api_key_id=None, order=order, max_running=1,
-                        catalog_version="", timeout=1, now=now)  # fmt: skip
+                        catalog_version="", timeout=1, now=now)
         find = {"as_": v.Job, "user_id": user_id, "id": id}
         if n < failed:
             v.fail(db, job=v.find_own(db, **find), problem=v.ProviderFailed(), now=now)
@@ -537,7 +537,7 @@ async def test_without_the_secret_nobody_runs_a_job(timed, path):
     app, client = timed
     assert error_of(await client.get(path)) == (401, "E4010")
     for sent in ("", "Bearer", "Bearer ", "Bearer wrong", SECRET, f"Basic {SECRET}", f"Bearer {SECRET[:-1]}",
-                 f"Bearer {SECRET}s", f"Bearer {SECRET.upper()}", "Bearer \xe9"):  # fmt: skip
+                 f"Bearer {SECRET}s", f"Bearer {SECRET.upper()}", "Bearer \xe9"):
         headers = {"Authorization": sent.encode("latin-1")}
         assert error_of(await client.get(path, headers=headers)) == (401, "E4010"), sent
     assert await jobs(app) == {}
@@ -611,7 +611,7 @@ async def test_administrators_see_and_run_jobs(app, boss, clock):
     assert (answer.status_code, answer.json()["data"]) == (200, {"expiredPackages": 0})
     assert await ask(boss, "jobs") == {"jobs": [{
         "name": "expire-credits", "dueAt": "2027-01-16T02:00:00Z", "beganAt": "2027-01-15T08:00:00Z",
-        "succeededAt": "2027-01-15T08:00:00Z", "runs": 1, "result": {"expiredPackages": 0}}]}  # fmt: skip
+        "succeededAt": "2027-01-15T08:00:00Z", "runs": 1, "result": {"expiredPackages": 0}}]}
     for name in ("nothing", "Prune", "prune%20"):
         assert error_of(await boss.post(f"/api/v1/admin/jobs/{name}")) == (404, "E4012")
 
@@ -640,7 +640,7 @@ async def story(app, client, ada, provider):
     made = v.Snapshot("succeeded", 100, "https://provider.test/fox.mp4", cost=0.25)
     unmade = v.Snapshot("failed", error="no foxes today", cost=0.5)
     for script in (["a", unmade], ["b", unmade], [v.SubmitRefused("=too busy", again=True), "c", made],
-                   ["d", v.Snapshot("running", 30)]):  # fmt: skip
+                   ["d", v.Snapshot("running", 30)]):
         provider.script = script
         await order(client)
         await work(app, for_s=0 if "d" in script else 5)
@@ -649,7 +649,7 @@ async def story(app, client, ada, provider):
     await app.write(ended, user_id=eve.id, completed=2, failed=1, model="forgotten")
     for source, credits in (("x", 3), ("y", 4)):
         await app.write(v.grant, user_id=eve.id, credits=credits, trans_type="NEW_USER", source_ref=source,
-                        note="", expires_at=date)  # fmt: skip
+                        note="", expires_at=date)
     return {"ada@example.com": ada.id, "eve@example.com": eve.id}
 
 
@@ -677,7 +677,7 @@ async def test_models_are_reported_with_what_they_earned_and_cost(boss, story):
 async def test_failures_are_reported_by_how_they_were_put(boss, story):
     found = (await ask(boss, "reports/failures"))["rows"]
     assert [(row["provider"], row["state"], row["error"], row["times"]) for row in found] == [
-        ("scripted", "away", "=too busy", 1), ("scripted", "failed", "no foxes today", 2)]  # fmt: skip
+        ("scripted", "away", "=too busy", 1), ("scripted", "failed", "no foxes today", 2)]
     assert all(row["lastAt"].startswith("2027-01-15T08:00:") for row in found)
     assert len((await ask(boss, "reports/failures?state=away"))["rows"]) == 1
 
@@ -686,7 +686,7 @@ async def test_what_may_still_be_spent_is_reported_by_the_month_in_which_it_ends
     found = (await ask(boss, "reports/unearned"))["rows"]
     assert [(row["month"], row["transType"], row["credits"], row["packages"]) for row in found] == [
         ("never", "SYSTEM_ADJUST", 90, 1),  # the frozen ones too
-        ("2027-02", "SYSTEM_ADJUST", 25, 1), ("2027-02", "NEW_USER", 7, 2)]  # fmt: skip
+        ("2027-02", "SYSTEM_ADJUST", 25, 1), ("2027-02", "NEW_USER", 7, 2)]
     assert (await ask(boss, "reports/unearned?month=2027-02&transType=NEW_USER"))["rows"] == [found[2]]
 
 
@@ -694,7 +694,7 @@ async def test_orders_to_providers_are_reported(boss, story):
     found = (await ask(boss, "reports/provider-jobs"))["rows"]
     assert [(row["state"], row["providerId"], row["cost"]) for row in found] == [
         ("taken", "d", None), ("succeeded", "c", 0.25), ("away", None, None), ("failed", "b", 0.5),
-        ("failed", "a", 0.5)]  # fmt: skip
+        ("failed", "a", 0.5)]
 
 
 async def names(app):

@@ -125,7 +125,7 @@ NOWHERE = [
     "/nowhere", "/sign-in/more", "/static/000000000000/js/app.js", f"{v.STATIC_PATH}/js/nowhere.js",
     f"{v.STATIC_PATH}/../schema.sql", f"{v.STATIC_PATH}/%2e%2e/schema.sql", f"{v.STATIC_PATH}/js",
     "/docs/nowhere", "/docs/swagger/nowhere.js", "/api/v1/nowhere",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", NOWHERE)

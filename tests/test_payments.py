@@ -23,7 +23,7 @@ CATALOGUE = v.Catalogue(
            for id, cents, credits, interval, creem_id in (
                ("pro", 2990, 960, "month", "prod_ProMonthly0001"),
                ("ultimate", 7990, 2850, "month", "prod_UltMonthly0001"),
-               ("yearly", 29900, 11520, "year", "prod_ProYearly0001"))])  # fmt: skip
+               ("yearly", 29900, 11520, "year", "prod_ProYearly0001"))])
 SHOP = v.Shop(CATALOGUE, "next_cycle", False)
 AT_ONCE = v.Shop(CATALOGUE, "immediate", False)
 
@@ -68,7 +68,7 @@ def credits(db, user="usr_mira", now=NOW):
 def give(db, n, ref):
     """So many credits, by an administrator."""
     v.grant(db, user_id="usr_mira", credits=n, trans_type="SYSTEM_ADJUST", source_ref=ref, note="",
-            expires_at=None, now=NOW)  # fmt: skip
+            expires_at=None, now=NOW)
 
 
 def states(db):
@@ -115,7 +115,7 @@ def test_a_renewal_grants_again(db):
     ("subscription.active", "alias.subscription.created"),
     ("subscription.update", "alias.subscription.updated"),
     ("subscription.canceled", "alias.subscription.cancelled"),
-])  # fmt: skip
+])
 def test_an_alias_means_the_same(db, pair):
     hear(db, *SUBSCRIBED, PACK)
     before = credits(db)
@@ -254,7 +254,7 @@ def test_a_refund_of_very_much_is_reckoned_like_any_other(db):
     hear(db, body("checkout.completed.onetime", object__units=units, object__order__amount_paid=cents),
          body("refund.created.full.onetime", object__refund_amount=cents,
               object__transaction__amount_paid=cents,
-              object__transaction__refunded_amount=cents))  # fmt: skip
+              object__transaction__refunded_amount=cents))
     assert credits(db) == (0, 0)
 
 
@@ -277,7 +277,7 @@ def test_a_refund_may_come_before_its_payment(db, order):
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 def test_what_a_plans_checkout_says_was_paid_counts_whenever_it_is_told(db, order):
     bare = {"object__order": None, "object__transaction": "tran_1proMonthly001",
-            "object__refund_amount": 1809}  # fmt: skip
+            "object__refund_amount": 1809}
     events = [SUBSCRIBED[0], SUBSCRIBED[2], body("refund.created.full.subscription", **bare)]
     hear(db, *(events[n] for n in order))
     assert credits(db) == (480, 0)  # half of 3618 cents; the price alone is 2990
@@ -452,7 +452,7 @@ def test_paying_again_after_a_refund_gives_the_credits_again(db):
     (["subscription.canceled", "subscription.scheduled_cancel", "subscription.update"], ("canceled", 0)),
     (["subscription.past_due"], ("past_due", 1)), (["subscription.unpaid"], ("unpaid", 0)),
     (["subscription.paused"], ("paused", 0)), (["subscription.paid.renewal", "subscription.past_due"], None),
-])  # fmt: skip
+])
 def test_a_subscription_stands_as_its_latest_event_says(db, names, end):
     hear(db, *SUBSCRIBED, *(body(name) for name in names))
     (found,) = db.execute("SELECT status, is_running FROM subscriptions").fetchall()
@@ -471,7 +471,7 @@ def test_an_end_is_final_whatever_comes_after_it(db):
 
 def test_an_expired_subscription_gives_nothing_and_a_payment_brings_it_back(db):
     expired = body("subscription.past_due", eventType="subscription.expired", object__status="active",
-                   object__updated_at="2026-03-20T00:00:00.000Z")  # fmt: skip
+                   object__updated_at="2026-03-20T00:00:00.000Z")
     hear(db, *SUBSCRIBED, expired)
     assert standing(db) == [("expired", "pro", 0)]
     hear(db, RENEWED)
@@ -568,7 +568,7 @@ def test_what_is_not_real_counts_for_nothing_in_production(db, mode):
     b"[" * 5000,
     b'{"eventType": 7, "object": []}', b'{"a":' * 100_000, b'{"eventType": "", "object": {"id": "x"}}',
     b'{"eventType": "x", "object": {"id": "\\ud800"}}',
-])  # fmt: skip
+])
 def test_what_is_no_event_is_refused(raw):
     with pytest.raises(v.Invalid):
         v.read_event(raw, now=NOW)
@@ -592,7 +592,7 @@ def test_what_is_no_event_is_refused(raw):
     ({"object__id": "x" * 10_000}, (280, 0)),
     ({"object__subscription": "sub_x"}, (0, 0)), ({"object__order__type": "recurring"}, (0, 0)),
     ({"object__product__billing_type": "one-time"}, (280, 0)), ({"eventType": "something.new"}, (0, 0)),
-])  # fmt: skip
+])
 def test_strange_facts_grant_nothing_that_was_not_paid_and_lose_nothing_that_was(db, changes, after):
     hear(db, body("checkout.completed.onetime", **changes))
     assert credits(db) == after
@@ -608,7 +608,7 @@ def test_strange_facts_grant_nothing_that_was_not_paid_and_lose_nothing_that_was
     ({"object__order": None}, 187),
     ({"object__order": None, "object__transaction": "tran_2starterPack01"}, 187),
     ({"object__status": None}, 187), ({"object__customer": None, "object__checkout": None}, 187),
-])  # fmt: skip
+])
 def test_strange_refunds_take_no_more_than_was_granted(db, changes, left):
     hear(db, PACK, body("refund.created.partial.onetime", **changes))
     assert credits(db) == (left, 0)

@@ -33,11 +33,11 @@ CATALOGUE = v.Catalogue(
     packs=[v.Pack(id=id, name=id, cents=cents, currency="USD", credits=credits, creem_id=id, open_to="all")
            for id, (credits, cents, interval) in SOLD.items() if not interval],
     plans=[v.Plan(id=id, name=id, cents=cents, currency="USD", credits=credits, creem_id=id, interval=every)
-           for id, (credits, cents, every) in SOLD.items() if every])  # fmt: skip
+           for id, (credits, cents, every) in SOLD.items() if every])
 OTHER_NAMES = {
     "checkout.completed": "payment.completed", "subscription.active": "subscription.created",
     "subscription.update": "subscription.updated", "subscription.canceled": "subscription.cancelled",
-    "subscription.paid": "subscription.renewed", "refund.created": "refund.completed"}  # fmt: skip
+    "subscription.paid": "subscription.renewed", "refund.created": "refund.completed"}
 WHO, ANY = st.sampled_from(PEOPLE), st.integers(0, 2**16)
 PARTS = st.sampled_from([0, Fraction(1, 3), Fraction(1, 2), 1])
 NOW_OR_LATER = st.sampled_from([0, 0, 0, 1, 2, 3, 4, 6, 7])  # which of an act's events are held back, as bits
@@ -284,7 +284,7 @@ class Payments(RuleBasedStateMachine):
     # --- what people do at Creem
 
     @rule(who=WHO, product=st.sampled_from([*SOLD]), units=st.sampled_from([1, 1, 3]), later=NOW_OR_LATER,
-          how=st.sampled_from(["named", "named", "by our checkout", "by a link"]))  # fmt: skip
+          how=st.sampled_from(["named", "named", "by our checkout", "by a link"]))
     def buy(self, who, product, units, later, how):
         self.n += 1
         wish = {"product_id": product, "units": units if product in PACKS else 1}
@@ -358,7 +358,7 @@ class Payments(RuleBasedStateMachine):
         self.n += 1
         date = None if days is None else self.books.now + days * 24
         self.do(v.grant, user_id=who, credits=credits, trans_type="SYSTEM_ADJUST", source_ref=str(self.n),
-                note="", expires_at=at(date))  # fmt: skip
+                note="", expires_at=at(date))
         self.books.grant(who, credits, str(self.n), date)
 
     @rule(who=WHO, part=st.sampled_from([0.3, 1.0]))
@@ -373,7 +373,7 @@ class Payments(RuleBasedStateMachine):
             self.n += 1
             order = v.Order("told", "scripted", "a fox", "", 5, "16:9", "480p", 1, [], credits)
             self.do(v.request_video, id=f"{self.n:036}", user_id=who, api_key_id=None, order=order,
-                    max_running=99, catalog_version="v1", timeout=v.HOUR)  # fmt: skip
+                    max_running=99, catalog_version="v1", timeout=v.HOUR)
             self.frozen.append((f"{self.n:036}", who, self.books.freeze(who, credits, None)))
 
     @precondition(lambda self: self.frozen)

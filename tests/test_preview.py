@@ -65,7 +65,7 @@ def test_the_video_has_exactly_the_size_and_length_asked_for(tmp_path, size):
     ("16:9", "480p", (854, 480)), ("9:16", "480p", (480, 854)), ("1:1", "720p", (720, 720)),
     ("4:3", "360p", (480, 360)), ("3:4", "720p", (720, 960)), ("21:9", "1080p", (2520, 1080)),
     ("16:9", "121p", (214, 120)),
-])  # fmt: skip
+])
 def test_quality_names_the_shorter_side_and_both_are_even(ratio, quality, size):
     assert v.frame_size(ratio, quality) == size
 
@@ -180,7 +180,7 @@ PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nkite.mp4\n#EXT-X-ENDL
 
 
 @pytest.mark.parametrize("data", [b"", b'{"error": 1}', still(), still(kind="GIF"), sound(), PLAYLIST], ids=[
-    "nothing", "an error message", "a photograph", "an animation", "a sound", "a playlist"])  # fmt: skip
+    "nothing", "an error message", "a photograph", "an animation", "a sound", "a playlist"])
 def test_whatever_is_not_a_video_is_refused(tmp_path, data):
     (tmp_path / "bad.mp4").write_bytes(data)
     with pytest.raises(v.NotAVideo, match=r"^it "):

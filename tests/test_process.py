@@ -148,7 +148,7 @@ def refused(server, *words, **environ):
     ("VIDEOFLY_CATALOG", "/nowhere/catalog.toml", "/nowhere/catalog.toml"),
     ("VIDEOFLY_DATA", "/dev/null", "VIDEOFLY_DATA"),
     ("VIDEOFLY_HOST", "192.0.2.1", "192.0.2.1"),
-])  # fmt: skip
+])
 def test_a_bad_setting_is_one_clear_line(small, variable, text, reason):
     assert reason in refused(small, **{variable: text})
 
@@ -157,7 +157,7 @@ def test_a_bad_setting_is_one_clear_line(small, variable, text, reason):
     ("gift = 10", "gift = -1", "credits.gift"),
     ("durations = [1, 5, 30]", "durations = [", "catalog.toml"),
     ('"local"', '"nobody"', "nobody"),
-])  # fmt: skip
+])
 def test_a_bad_catalogue_is_one_clear_line(small, was, becomes, reason):
     (small.data.parent / "catalog.toml").write_text(SMALL.replace(was, becomes))
     assert reason in refused(small)
@@ -181,7 +181,7 @@ def test_a_second_server_on_the_folder_is_refused_and_the_first_goes_on(small):
     ("PRAGMA user_version = 99", "version 99"),
     ("CREATE TABLE notes (t TEXT)", "not one of VideoFly's"),
     (None, "videofly.db"),
-])  # fmt: skip
+])
 def test_a_file_that_is_not_ours_is_left_alone(small, content, reason):
     small.data.mkdir()
     file = small.data / "videofly.db"
@@ -313,7 +313,7 @@ def test_a_bug_is_logged_with_the_id_that_the_answer_carries_and_without_secrets
         look_into(small, "DROP TABLE sign_in_failures")
         small.start()
         broken = [client.post("/api/v1/video/generate", json=FOX, headers={"Idempotency-Key": "k"}),
-                  httpx.post(small.url + "/api/auth/sign-in", json=person, trust_env=False)]  # fmt: skip
+                  httpx.post(small.url + "/api/auth/sign-in", json=person, trust_env=False)]
         assert client.get("/api/v1/user/me").status_code == 200
     assert small.stop() == 0
     log = log_of(small)

@@ -168,9 +168,9 @@ async def placed(folder, upstream, text, credits=100):
     """A Place with that catalogue."""
     (folder / "catalog.toml").write_text(text)
     settings = v.Settings(data=str(folder / "data"), catalog=str(folder / "catalog.toml"),
-                          public_url="http://us.test")  # fmt: skip
+                          public_url="http://us.test")
     environ = {"THERE_KEY": upstream.key, "REPLICATE_WEBHOOK_SECRET": upstream.secret,
-               "KIE_WEBHOOK_SECRET": upstream.kie_secret}  # fmt: skip
+               "KIE_WEBHOOK_SECRET": upstream.kie_secret}
     async with v.open_app(settings, clock=upstream.clock, environ=environ) as app:
         ada = await person(app, "ada@example.com", credits=credits)
         async with client_of(app, **ada.headers) as client:
@@ -824,7 +824,7 @@ def test_one_right_signature_among_several_is_enough():
 
 @native
 @pytest.mark.parametrize("fault", [html(), json_video(), bomb(50_000_000), cut(900, told=False)], ids=[
-    "a page", "an error", "a bomb", "half of it"])  # fmt: skip
+    "a page", "an error", "a bomb", "half of it"])
 async def test_what_is_no_video_is_not_delivered(place, fault):
     place.upstream.always("content", fault)
     await place.order()
@@ -922,7 +922,7 @@ FAULTS = [
     refuse(500), refuse(403), throttled(5), missing(), reset_before(), reset_after(), lost(502), slow(0.05),
     drip(64, 0.001), cut(20), cut(20, told=False), cut(20, reset=True), unsized(), html(), bomb(10_000_000),
     redirect("http://127.0.0.1:1/"), redirect("http://169.254.169.254/latest/meta-data/"),
-]  # fmt: skip
+]
 
 
 @native
@@ -931,7 +931,7 @@ FAULTS = [
 async def test_whatever_goes_wrong_a_video_ends_is_paid_when_delivered_and_ordered_once(place, step, times):
     made, spent = 0, 0
     await place.app.db.write(v.grant, user_id=place.user_id, credits=900, trans_type="SYSTEM_ADJUST",
-                             source_ref="more", note="", expires_at=None, now=place.app.now())  # fmt: skip
+                             source_ref="more", note="", expires_at=None, now=place.app.now())
     for fault in FAULTS:
         before = place.upstream.paid
         place.upstream.faults.clear()

@@ -298,7 +298,7 @@ def change_hold(state, sets):
     ("UPDATE events SET data = 'rain'", "json_valid"),
     ("UPDATE uploads SET media_type = 'text/html'", "media_type GLOB"),
     ("UPDATE uploads SET key = '../secret'", "key GLOB"),
-])  # fmt: skip
+])
 def test_the_schema_refuses(books, statement, why):
     with pytest.raises(sqlite3.IntegrityError, match=re.escape(why)):
         books.execute(statement)

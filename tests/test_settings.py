@@ -54,7 +54,7 @@ def test_known_variables_keep_their_names():
     ("VIDEOFLY_ENV", "live"), ("UPGRADE_POLICY", "never"), ("CREEM_MODERATION", ""),
     ("CREEM_API_KEY", "sk_1"),
     ("VIDEOFLY_ADMIN_EMAIL", "nobody"), ("VIDEOFLY_ADMIN_PASSWORD", "short"),
-])  # fmt: skip
+])
 def test_a_bad_value_is_refused_by_its_variables_name(name, text):
     assert refusal(v.read_settings, {name: text}).startswith(f"{name}: ")
 
@@ -135,11 +135,11 @@ def test_the_shipped_catalogue_is_good_and_sells_what_it_should():
     assert {(pack.name, pack.cents, pack.credits, pack.open_to) for pack in catalogue.packs} == {
         ("Starter pack", 1490, 280, "all"), ("Standard pack", 3990, 960, "subscribers"),
         ("Pro pack", 9990, 2850, "subscribers"),
-    }  # fmt: skip
+    }
     assert {(plan.name, plan.interval, plan.cents, plan.credits) for plan in catalogue.plans} == {
         ("Basic", "month", 990, 280), ("Pro", "month", 2990, 960), ("Ultimate", "month", 7990, 2850),
         ("Basic", "year", 9900, 3360), ("Pro", "year", 29900, 11520), ("Ultimate", "year", 79900, 34200),
-    }  # fmt: skip
+    }
     assert {thing.currency for thing in (*catalogue.packs, *catalogue.plans)} == {"USD"}
 
 
@@ -189,7 +189,7 @@ PACK = '\n[[packs]]\nid = "p"\nname = "P"\ncents = 100\ncurrency = "USD"\ncredit
     (CATALOG, CATALOG + PACK.replace("100", "0"), "packs[0].cents", ">= 1"),
     (CATALOG, CATALOG + PACK.replace("USD", "dollars"), "packs[0].currency", "regex"),
     (CATALOG, CATALOG + PACK.replace('"all"', '"us"'), "packs[0].open_to", "Invalid enum value 'us'"),
-])  # fmt: skip
+])
 def test_a_broken_catalogue_is_refused_with_file_key_and_reason(tmp_path, old, new, key, reason):
     line = refusal(read, tmp_path, CATALOG.replace(old, new, 1))
     assert line.startswith(f"{tmp_path / 'catalog.toml'}: {key}")
@@ -230,7 +230,7 @@ async def test_the_catalogue_in_the_data_folder_goes_before_the_built_in_one(tmp
     ("0", "1.1", "1.1", 100, 121),  # 121.00000000000001 in binary
     ("0.001", "0", "1", 600, 1),
     ("0", "0.7", "10", 1, 7),
-])  # fmt: skip
+])
 def test_a_price_is_exact_and_rounded_up(tmp_path, base, per_second, factor, duration, credits):
     text = CATALOG.replace("{ base = 0, per_second = 2 }", f"{{ base = {base}, per_second = {per_second} }}")
     text = text.replace("[5, 10]", f"[{duration}]").replace('"480p" = 1, "720p" = 2', f'"480p" = {factor}')

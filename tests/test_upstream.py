@@ -197,7 +197,7 @@ def kie(up):
         "POST /api/v1/jobs/createTask", "GET /api/v1/jobs/recordInfo?taskId={id}", told=told,
         took=lambda job: {"code": 200, "msg": "success", "data": {"taskId": job.id}},
         callback="callBackUrl", sign=up.sign_kie,
-    )  # fmt: skip
+    )
 
 
 def kie_veo(up):
@@ -214,7 +214,7 @@ def kie_veo(up):
         took=lambda job: {"code": 200, "msg": "success", "data": {"taskId": job.id}},
         tell=lambda job, event: {"code": 200, "data": {"taskId": job.id, "info": {"resultUrls": job.links}}},
         callback="callBackUrl", sign=up.sign_kie,
-    )  # fmt: skip
+    )
 
 
 PLAIN = {"queued": "pending", "running": "processing", "succeeded": "completed", "failed": "failed"}
@@ -223,9 +223,9 @@ PLAIN |= {"canceled": "cancelled"}
 
 def evolink(up):
     told = lambda job: {"id": job.id, "object": "video.generation.task", "status": job.word(PLAIN),
-                        "progress": job.progress, "results": job.links, "error": job.error}  # fmt: skip
+                        "progress": job.progress, "results": job.links, "error": job.error}
     up.documented("POST /v1/videos/generations", "GET /v1/tasks/{id}", took=told, told=told,
-                  callback="callback_url")  # fmt: skip
+                  callback="callback_url")
 
 
 def apimart(up):
@@ -248,25 +248,25 @@ def runway(up):
 
     needs = u.BEARER | {"x-runway-version": "2024-11-06"}
     up.documented("POST /v1/{kind}_to_video", "GET /v1/tasks/{id}", cancel="DELETE /v1/tasks/{id}",
-                  took=lambda job: {"id": job.id}, told=told, needs=needs)  # fmt: skip
+                  took=lambda job: {"id": job.id}, told=told, needs=needs)
 
 
 def luma(up):
     words = {"queued": "queued", "running": "dreaming", "succeeded": "completed"}
     words |= dict.fromkeys(["failed", "canceled"], "failed")
     told = lambda job: {"id": job.id, "state": job.word(words), "assets": {"video": [*job.links, None][0]},
-                        "failure_reason": job.error and job.error["message"]}  # fmt: skip
+                        "failure_reason": job.error and job.error["message"]}
     place = "/dream-machine/v1/generations"
     up.documented(f"POST {place}/video", f"GET {place}/{{id}}", took=lambda job: (201, told(job)), told=told,
                   cancel=f"DELETE {place}/{{id}}", callback="callback_url",
-                  events=("start", "completed"))  # fmt: skip
+                  events=("start", "completed"))
 
 
 def openrouter(up):
     words = PLAIN | {"running": "in_progress"}
     place = "/api/v1/videos"
     told = lambda job: {"id": job.id, "polling_url": f"{up.url}{place}/{job.id}", "status": job.word(words),
-                        "urls": job.links, "error": job.error, "usage": {"cost": 0.5}}  # fmt: skip
+                        "urls": job.links, "error": job.error, "usage": {"cost": 0.5}}
     up.documented(f"POST {place}", f"GET {place}/{{id}}", took=lambda job: (202, told(job)), told=told)
 
 
@@ -289,7 +289,7 @@ def gemini(up):
 
     up.route("result", "GET", "/v1beta/files/{file}:download", lead, needs=needs)
     up.documented("POST /v1beta/models/{model}:predictLongRunning", "GET /v1beta/{id:path}", told=told,
-                  took=lambda job: {"name": job.id}, needs=needs, prefix="models/veo/jobs/")  # fmt: skip
+                  took=lambda job: {"name": job.id}, needs=needs, prefix="models/veo/jobs/")
 
 
 def localai(up):
@@ -303,7 +303,7 @@ def localai(up):
 
 
 MANUALS = {manual.__name__: manual for manual in [
-    kie, kie_veo, evolink, apimart, runway, luma, openrouter, gemini, localai]}  # fmt: skip
+    kie, kie_veo, evolink, apimart, runway, luma, openrouter, gemini, localai]}
 
 
 @pytest.mark.parametrize(("name", "submit", "poll"), [
@@ -314,7 +314,7 @@ MANUALS = {manual.__name__: manual for manual in [
     ("runway", "/v1/image_to_video", "/v1/tasks/task-1"),
     ("luma", "/dream-machine/v1/generations/video", "/dream-machine/v1/generations/task-1"),
     ("openrouter", "/api/v1/videos", "/api/v1/videos/task-1"),
-])  # fmt: skip
+])
 def test_a_provider_is_acted_out_from_its_manual(name, submit, poll):
     with Upstream(timeline=["running", "succeeded", "succeeded"]) as provider:
         MANUALS[name](provider)
@@ -415,7 +415,7 @@ def test_a_result_may_be_a_page_or_a_bomb_or_somewhere_else(provider, http):
     ("openai", "failed with code", "/v1/videos", "/v1/videos/video_1", ["failed", "moderation_blocked"]),
     ("replicate", "failed with text", "/v1/predictions", "/v1/predictions/prediction1", [u.FLAGGED]),
     ("kie", "code 501", "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo?taskId=task-1", ["fail", "501"]),
-])  # fmt: skip
+])
 def test_what_is_unfit_is_said_in_each_providers_own_way(name, shape, place, poll, words):
     with Upstream() as provider, client_of(provider) as http:
         (u.FORMATS | MANUALS)[name](provider)
@@ -460,7 +460,7 @@ def test_providers_stopped_and_started_again_keep_their_address(provider, http):
 @pytest.mark.parametrize(("how", "paths"), [
     (None, []), ("on time", ["/callbacks/s"]), ("early", ["/callbacks/s"]), ("twice", ["/callbacks/s"] * 2),
     ("forged", ["/callbacks/0"]),
-])  # fmt: skip
+])
 @speaks("replicate")
 def test_callbacks_come_as_they_are_told_to(provider, http, ear, how, paths):
     provider.callbacks, wish = how, {"version": "v", "input": FOX, "webhook": f"{ear.url}/callbacks/s"}
@@ -487,13 +487,13 @@ def test_callbacks_can_come_in_the_wrong_order(provider, http, ear):
 
 def test_signatures_are_those_of_the_manuals():
     body = (b'{"id":"evt_1","object":"event","type":"video.completed","created_at":1750000000,'
-            b'"data":{"id":"video_abc"}}')  # fmt: skip
+            b'"data":{"id":"video_abc"}}')
     signature = u.standard_signature(Upstream.secret, "evt_1", 1750000000, body)
     assert signature == "v1,IBH8zD/3aIMyMzAb1LxcKkvLqukeMIFfOjzbcrsiYMI="
     signature = u.kie_signature("kie-secret", "task_123", 1750000000)
     assert signature == "15Jwp2mVHDN+UzpRGtDCKWLOsnlrM4KD0CCg+iJmzHs="
     body = (b'{"request_id":"req-1","gateway_request_id":"req-1","status":"OK","payload":{"video":'
-            b'{"url":"https://example.com/a.mp4"}}}')  # fmt: skip
+            b'{"url":"https://example.com/a.mp4"}}}')
     key = ECC.construct(curve="Ed25519", seed=bytes(range(32)))
     signature = u.fal_signature(key, "req-1", "user-1", 1750000000, body)
     assert signature.startswith("c9955078db59a0b67ee15104621043279d5c4258aaa19ad24b67dc343b51b0dd03561556")

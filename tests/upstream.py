@@ -424,7 +424,7 @@ class Upstream:
         return Answer(200, job.result, MP4) if job.done else (404, {"error": "no such file"})
 
     def documented(self, submit, poll, *, took, told, cancel=None, callback=None, sign=None, needs=BEARER,
-                   prefix="task-", events=("completed",), tell=None):  # fmt: skip
+                   prefix="task-", events=("completed",), tell=None):
         """A provider from its manual: "POST /path", "GET /path/{id}" or "GET /path?name={id}", the order's
         field for a callback; took(job) answers an order, told(job) a poll, and callbacks say the same."""
         verb, path = submit.split()
@@ -665,7 +665,7 @@ def openai(up):
             "expires_at": job.ended_at and job.ended_at + 3600, "prompt": job.order["prompt"],
             "seconds": str(job.order.get("seconds", 4)), "size": job.order.get("size", "720x1280"),
             "error": job.error if job.failed else None,
-        } | ({"url": next(iter(job.links), None)} if up.cloud else {})  # fmt: skip
+        } | ({"url": next(iter(job.links), None)} if up.cloud else {})
         return openai_types.Video.model_validate(said).model_dump(mode="json") if up.official else said
 
     def submit(request):
@@ -685,12 +685,12 @@ def openai(up):
         if not isinstance(order.get("input_reference", {}), dict):
             no(wrong, "input_reference: neither a file nor an object", "invalid_type")
         return video(up.take(request, up.new_id("video_"), callback_url=up.project_webhook, tell=thin,
-                             sign=up.sign_standard))  # fmt: skip
+                             sign=up.sign_standard))
 
     def thin(job, event):
         kind = "video.completed" if job.state == "succeeded" else "video.failed"
         return {"id": f"evt_{job.id}", "object": "event", "created_at": int(up.clock()), "type": kind,
-                "data": {"id": job.id}}  # fmt: skip
+                "data": {"id": job.id}}
 
     def poll(request, id):
         job = up.find(id).poll()
@@ -723,7 +723,7 @@ def openai(up):
     for step, method, path, act in [
         ("submit", "POST", "", submit), ("list", "GET", "", list_all), ("poll", "GET", "/{id}", poll),
         ("content", "GET", "/{id}/content", content), ("cancel", "DELETE", "/{id}", delete),
-    ]:  # fmt: skip
+    ]:
         up.route(step, method, f"/v1/videos{path}", act, needs=BEARER)
 
 
@@ -760,7 +760,7 @@ def fal(up):
             detail = {"loc": ["body", "prompt"], "msg": "Field required", "type": "missing"}
             raise Refused(422, {"detail": [detail]})
         job = up.take(request, up.new_id("req-"), callback_url=request.query.get("fal_webhook"), tell=tell,
-                      sign=up.sign_fal)  # fmt: skip
+                      sign=up.sign_fal)
         parts = app.split("/")
         job.app = "/".join(parts[: 3 if parts[0] in ("workflows", "comfy") else 2])
         return status(job)[1] | {"queue_position": 0}
@@ -813,7 +813,7 @@ def replicate(up):
             "error": job.error["message"] if job.failed else None, "metrics": {},
             "data_removed": job.state == "succeeded" and not links,
             "urls": {"get": url, "cancel": url + "/cancel"},
-        }  # fmt: skip
+        }
 
     def submit(request, **model):
         order = request.json or {}
@@ -822,7 +822,7 @@ def replicate(up):
             raise Refused(422, {"title": "Input validation failed", "detail": detail, "status": 422})
         events = order.get("webhook_events_filter", ["output", "completed"])
         job = up.take(request, up.new_id("prediction"), callback_url=order.get("webhook"), tell=prediction,
-                      sign=up.sign_standard, events=events)  # fmt: skip
+                      sign=up.sign_standard, events=events)
         return 201, prediction(job)
 
     def cancel(request, id):
@@ -857,7 +857,7 @@ def comfyui(up):
         id = order.get("prompt_id") if up.takes_prompt_id else None
         nodes = order["prompt"].values()
         images = [node["inputs"].get("image") for node in nodes if node.get("class_type") == "LoadImage"] \
-            if "nodes" not in order["prompt"] else [None]  # fmt: skip
+            if "nodes" not in order["prompt"] else [None]
         if not set(images) <= set(up.uploads) or (id and not UUID.fullmatch(id)):
             error = {"type": "prompt_outputs_failed_validation", "message": "Invalid prompt", "details": ""}
             raise Refused(400, {"error": error, "node_errors": {}})
@@ -930,7 +930,7 @@ def comfyui(up):
             ("poll", "GET", "/history/{id}", history), ("queue", "GET", "/queue", queue),
             ("cancel", "POST", "/queue", drop), ("cancel", "POST", "/interrupt", interrupt),
             ("content", "GET", "/view", view),
-        ]:  # fmt: skip
+        ]:
             up.route(step, method, prefix + path, act)
     up.route("poll", "GET", "/api/jobs/{id}", jobs)
     up.route("cancel", "POST", "/api/jobs/{id}/cancel", cancel)
