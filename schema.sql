@@ -5,11 +5,11 @@
 -- whole numbers.  Booleans are 0 and 1.  States are words, listed in a CHECK.  Secrets (sessions, keys,
 -- invitations) are kept only as SHA-256 digests.  Rows are deleted only where the comment says so.
 --
--- This is a NEW database at the newest version.  How an older file gets here is MIGRATIONS in
--- videofly.py; a test holds the two equal.
+-- This is a NEW database at the newest version.  An older file is brought here by comparison with this page
+-- (`reshape` in videofly.py); a test holds the two equal.
 
 PRAGMA application_id = 0x56464C59;                     -- 'VFLY', for file(1)
-PRAGMA user_version   = 2;
+PRAGMA user_version   = 3;
 
 ---------------------------------------------------------------------------------------- people --
 
@@ -117,6 +117,7 @@ CREATE TABLE credit_packages (
     entitlement      TEXT,                              -- what a payment bought with it, see there
     expires_at       INTEGER,                           -- its date; NULL: never
     spendable_until_at  INTEGER,                        -- its date, or a day after credits came back to it too late
+    warned_at        INTEGER,                           -- when its owner was told that it ends soon
     CONSTRAINT conservation CHECK (remaining + frozen + used + expired + refunded IN (0, initial)),
     CHECK ((expires_at IS NULL) = (spendable_until_at IS NULL) AND spendable_until_at >= expires_at)
 ) STRICT;
@@ -129,6 +130,7 @@ CREATE UNIQUE INDEX credit_packages_once  ON credit_packages (trans_type, source
 CREATE INDEX credit_packages_by_user      ON credit_packages (user_id, id);
 CREATE INDEX credit_packages_bought       ON credit_packages (entitlement, initial) WHERE entitlement IS NOT NULL;
 CREATE INDEX credit_packages_to_expire    ON credit_packages (spendable_until_at) WHERE remaining > 0 AND frozen = 0;
+CREATE INDEX credit_packages_to_warn_of   ON credit_packages (expires_at) WHERE remaining > 0 AND warned_at IS NULL;
 
 -- What is frozen for one attempt at one video.  Ends once: settled (it was made, the credits are spent)
 -- or released (it was not, they go back).  Carries the price as it was when ordered.
@@ -292,6 +294,7 @@ CREATE TABLE videos (
     created_at       INTEGER NOT NULL,
     changed_at       INTEGER NOT NULL,
     finished_at      INTEGER,
+    archive_at       INTEGER,                           -- when it will be archived, as its owner was told
     deleted_at       INTEGER,
     CHECK (ref IS NULL OR submitted_at IS NOT NULL),
     CHECK (status <> 'GENERATING' OR ref IS NOT NULL),
@@ -315,6 +318,17 @@ CREATE VIEW shown_videos AS
            iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
            storage_key AS video_url, poster_key AS poster_url
     FROM videos;
+
+-- Every file that the database speaks of, and whether somebody still wants it.
+CREATE VIEW media AS
+    SELECT storage_key AS key, deleted_at IS NULL AS is_wanted FROM videos WHERE storage_key IS NOT NULL
+    UNION ALL SELECT poster_key, deleted_at IS NULL FROM videos WHERE poster_key IS NOT NULL
+    UNION ALL SELECT key, 1 FROM uploads;
+
+-- Holds of videos that have ended.  A video ends together with its hold, so there is none, or something was broken by hand.
+CREATE VIEW stuck_holds AS
+    SELECT h.video_id, v.status FROM credit_holds h JOIN videos v ON v.id = h.video_id
+    WHERE h.state = 'frozen' AND v.finished_at IS NOT NULL;
 
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
 -- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
@@ -435,6 +449,7 @@ CREATE INDEX payment_events_by_subscription  ON payment_events (subscription_id,
 CREATE INDEX payment_events_by_customer      ON payment_events (customer_id) WHERE customer_id IS NOT NULL;
 CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitlement, payment);
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
+CREATE INDEX payment_events_to_forget        ON payment_events (received_at) WHERE body IS NOT NULL;
 
 -- Those that Creem knows of, and of which nothing was heard.
 CREATE VIEW open_checkouts AS
@@ -522,6 +537,42 @@ CREATE VIEW subscriptions AS
     WHERE id = (SELECT id FROM payment_events WHERE subscription_id = e.subscription_id AND standing IS NOT NULL
                 ORDER BY standing = 'canceled' DESC, occurred_at DESC, standing DESC, period_start_at DESC, id DESC LIMIT 1);
 
+----------------------------------------------------------------------------------------- clock --
+
+-- What time it is, as the program says every few minutes; and then what is late happens, by the triggers on it.
+-- Only the last time is kept.
+CREATE TABLE clock (
+    id    INTEGER NOT NULL PRIMARY KEY,
+    now   INTEGER NOT NULL,
+    kept  INTEGER NOT NULL                              -- how long completed videos are kept
+) STRICT;
+
+CREATE TRIGGER clock_forgets AFTER INSERT ON clock BEGIN
+    DELETE FROM clock WHERE id <> NEW.id;
+    DELETE FROM sessions WHERE expires_at <= NEW.now;
+    DELETE FROM sign_in_failures WHERE failed_at <= NEW.now - 86400000;
+    DELETE FROM idempotency_keys WHERE created_at <= NEW.now - 604800000;
+    DELETE FROM events WHERE created_at <= NEW.now - 604800000 AND id < (SELECT max(id) FROM events);
+    UPDATE payment_events SET body = NULL WHERE id IN (
+        SELECT id FROM payment_events WHERE body IS NOT NULL AND received_at <= NEW.now - 7776000000 LIMIT 500);
+END;
+
+-- People are told a week before what ends.
+CREATE TRIGGER clock_warns AFTER INSERT ON clock BEGIN
+    UPDATE credit_packages SET warned_at = NEW.now WHERE id IN (
+        SELECT id FROM credit_packages WHERE remaining > 0 AND warned_at IS NULL
+        AND expires_at BETWEEN NEW.now AND NEW.now + 604800000 LIMIT 500);
+    UPDATE videos SET archive_at = max(finished_at + NEW.kept, NEW.now), changed_at = NEW.now WHERE id IN (
+        SELECT id FROM videos WHERE finished_at IS NOT NULL AND finished_at <= NEW.now + 604800000 - NEW.kept
+        AND deleted_at IS NULL AND archive_at IS NULL AND status = 'COMPLETED' LIMIT 500);
+END;
+
+-- A clock that was set back since has put these off too far: nothing waits longer than the longest deadline, a day.
+CREATE TRIGGER clock_wakes AFTER INSERT ON clock BEGIN
+    UPDATE videos SET due_at = NEW.now, deadline_at = min(deadline_at, NEW.now + 86400000), changed_at = NEW.now
+    WHERE finished_at IS NULL AND due_at > NEW.now + 86400000;
+END;
+
 ------------------------------------------------------------------------------------------ jobs --
 
 -- What is done on a schedule.  When it is due, and who is doing it until when, is kept here, so that a job is
@@ -535,6 +586,12 @@ CREATE TABLE jobs (
     runs             INTEGER NOT NULL DEFAULT 0,
     result           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(result))
 ) STRICT, WITHOUT ROWID;
+
+-- Since when each has not succeeded, and what was wrong with the last: an error, or a fault that it found.
+CREATE VIEW job_health AS
+    SELECT name, coalesce(succeeded_at, began_at, due_at) AS well_at,
+           coalesce(result ->> '$.error', result ->> '$.faults[0]') AS trouble
+    FROM jobs;
 
 ---------------------------------------------------------------------------------------- events --
 
@@ -567,6 +624,19 @@ WHEN NEW.kind IN ('grant', 'expire', 'deduct', 'refund') BEGIN
     INSERT INTO events (user_id, type, data, created_at)
     VALUES (NEW.user_id, 'credits.' || rtrim(NEW.kind, 'e') || 'ed',        -- granted, expired, deducted, refunded
             json_object('credits', NEW.credits, 'transType', NEW.trans_type), NEW.created_at);
+END;
+
+CREATE TRIGGER packages_tell_their_end AFTER UPDATE OF warned_at ON credit_packages BEGIN
+    INSERT INTO events (user_id, type, data, created_at)
+    VALUES (NEW.user_id, 'credits.expiring',
+            json_object('packageId', NEW.id, 'credits', NEW.remaining,
+                        'expiresAt', strftime('%Y-%m-%dT%H:%M:%SZ', NEW.expires_at / 1000, 'unixepoch')), NEW.warned_at);
+END;
+CREATE TRIGGER videos_tell_their_end AFTER UPDATE OF archive_at ON videos BEGIN
+    INSERT INTO events (user_id, type, data, created_at)
+    VALUES (NEW.user_id, 'video.expiring',
+            json_object('videoUuid', NEW.id,
+                        'archiveAt', strftime('%Y-%m-%dT%H:%M:%SZ', NEW.archive_at / 1000, 'unixepoch')), NEW.changed_at);
 END;
 
 --------------------------------------------------------------------------------------- reports --
@@ -615,6 +685,65 @@ CREATE VIEW report_debts AS
 CREATE VIEW report_provider_jobs AS -- orders to providers; state = 'unknown' was sent, and no answer came
     SELECT id, video_uuid, provider, provider_id, state, cost, began_at, taken_at, ended_at, error
     FROM shown_provider_jobs;
+
+--------------------------------------------------------------------------------------- metrics --
+
+-- Rows of the tables from which nothing is ever deleted: a copy that was made later has no fewer.
+CREATE VIEW table_rows AS
+    SELECT 'users' AS name, count(*) AS number FROM users
+    UNION ALL SELECT 'credit_packages', count(*) FROM credit_packages
+    UNION ALL SELECT 'credit_holds', count(*) FROM credit_holds
+    UNION ALL SELECT 'credit_transactions', count(*) FROM credit_transactions
+    UNION ALL SELECT 'videos', count(*) FROM videos
+    UNION ALL SELECT 'payment_events', count(*) FROM payment_events;
+
+-- What Prometheus is told of the database; nothing about anybody in particular.  What ends in _total only grows.
+CREATE VIEW metrics AS
+    SELECT 'videofly_videos' AS name, 'Videos, deleted ones too' AS help,
+           json_object('status', status, 'model', model, 'provider', provider) AS labels, count(*) AS number
+    FROM videos GROUP BY status, model, provider
+    UNION ALL
+    SELECT 'videofly_video_seconds_total', 'Time from order to delivery of completed videos',
+           json_object('model', model, 'provider', provider), sum(finished_at - created_at) / 1000.0
+    FROM videos WHERE status = 'COMPLETED' GROUP BY model, provider
+    UNION ALL
+    SELECT 'videofly_provider_jobs', 'Orders given to providers, by what became of them',
+           json_object('provider', provider, 'state', state), count(*) FROM provider_jobs GROUP BY provider, state
+    UNION ALL
+    SELECT 'videofly_provider_seconds_total', 'Time that providers had orders which succeeded',
+           json_object('provider', provider), sum(ended_at - taken_at) / 1000.0
+    FROM provider_jobs WHERE state = 'succeeded' GROUP BY provider
+    UNION ALL
+    SELECT 'videofly_credits_granted_total', 'Credits granted', json_object('trans_type', trans_type), sum(initial)
+    FROM credit_packages GROUP BY trans_type
+    UNION ALL
+    SELECT 'videofly_credits_' || word || '_total', 'Credits ' || word, '{}', coalesce(sum(credits), 0)
+    FROM (SELECT 'used' AS word, used AS credits FROM credit_packages
+          UNION ALL SELECT 'expired', expired FROM credit_packages UNION ALL SELECT 'refunded', refunded FROM credit_packages
+          UNION ALL SELECT 'released', credits FROM credit_holds WHERE state = 'released'
+          UNION ALL SELECT value, 0 FROM json_each('["used", "expired", "refunded", "released"]')) GROUP BY word
+    UNION ALL
+    SELECT 'videofly_credits_outstanding', 'Credits that may still be spent', '{}', coalesce(sum(remaining + frozen), 0)
+    FROM credit_packages
+    UNION ALL
+    SELECT 'videofly_credits_frozen', 'Credits set aside for videos being made', '{}', coalesce(sum(frozen), 0)
+    FROM credit_packages
+    UNION ALL
+    SELECT 'videofly_credits_owed', 'Credits owed after refunds', '{}', coalesce(sum(credits), 0) FROM debts
+    UNION ALL
+    SELECT 'videofly_payment_events', 'Webhooks of Creem; attention: wait for an operator', json_object('state', word),
+           (SELECT count(*) FROM payment_events WHERE state = word)
+    FROM (SELECT value AS word FROM json_each('["applied", "attention", "ignored"]'))
+    UNION ALL
+    SELECT 'videofly_job_runs_total', 'Runs of each scheduled job', json_object('job', name), runs FROM jobs
+    UNION ALL
+    SELECT 'videofly_job_failing', 'Whether the last run failed, or found faults', json_object('job', name), trouble IS NOT NULL
+    FROM job_health
+    UNION ALL
+    SELECT 'videofly_job_success_timestamp_seconds', 'When each last succeeded; of backup: the last known to restore',
+           json_object('job', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
+    UNION ALL
+    SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows;
 
 --------------------------------------------------------------------------------------- auditor --
 

@@ -33,6 +33,7 @@ import binascii
 import contextlib
 import csv
 import errno
+import faulthandler
 import fcntl
 import functools
 import hashlib
@@ -52,6 +53,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import tempfile
 import time
 import tomllib
 import typing
@@ -60,6 +62,7 @@ import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -95,11 +98,16 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, Mult
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.static_files import create_static_files_router
 from PIL import Image, ImageDraw, ImageOps
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from pythonjsonlogger.json import JsonFormatter
 from starlette.responses import FileResponse
 
 HERE = Path(__file__).parent
 FILES = HERE if (HERE / "schema.sql").exists() else HERE / "videofly_files"  # a checkout, or a wheel
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000  # milliseconds
+REQUEST_ID = ContextVar("request_id", default="")
 log = logging.getLogger("videofly")
 T = TypeVar("T")
 
@@ -139,6 +147,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     video_timeout_minutes: Annotated[int, _("time a provider has for a video, minutes", ge=1, le=1440)] = 60
     video_failed_days: Annotated[int, _("a failed video is kept, days", ge=1, le=36500)] = 30
     video_completed_days: Annotated[int, _("a completed one is kept, days", ge=1, le=36500)] = 90
+    disk_low_mb: Annotated[int, _("with less free, MiB, nothing new is made", ge=0)] = 200
+    log: Annotated[Literal["json", "text"], _("how the server's log is written")] = "json"
+    metrics_token: Annotated[str, _("lets others read /metrics; empty: only this machine")] = ""
     cron_secret: Annotated[str, _("lets an outside scheduler run /api/cron/…; empty: nobody")] = ""
     creem_api_key: Annotated[str, _("Creem's API key; empty: payments are acted out", pattern=CREEM_KEY)] = ""
     creem_webhook_secret: Annotated[str, _("what Creem signs its webhooks with")] = ""
@@ -270,6 +281,12 @@ COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not 
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
+ROWS = "SELECT json_group_object(name, number) FROM table_rows"
+TICK = "INSERT INTO clock (now, kept) VALUES (:now, :kept)"
+JOB_HEALTH = "SELECT well_at, trouble FROM job_health WHERE name = ?"
+METRICS = "SELECT name, help, labels, number FROM metrics ORDER BY name"
+TIDY = """PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize;
+          PRAGMA busy_timeout = 5000;"""
 FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
 END_JOB = """
     UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
@@ -309,8 +326,7 @@ class Database:
             finally:
                 if database._committing:
                     await database._committing
-                with contextlib.suppress(sqlite3.Error):  # on a full disk
-                    await database._writer.run(lambda db: db.execute("PRAGMA optimize").fetchall())
+                await database.tidy()
 
     async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         """Run fn as a transaction: all of it happens, durably, or on any exception none."""
@@ -324,6 +340,15 @@ class Database:
 
     async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         return await next(self._readers).run(fn, **kwargs)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def tidy(self) -> None:
+        """Bring home what is in the WAL, if nobody reads for long, and keep SQLite's statistics fresh."""
+        with contextlib.suppress(sqlite3.Error):  # on a full disk
+            await self._writer.run(lambda db: db.executescript(TIDY))
 
     async def _commit_waiting(self) -> None:
         while self._waiting:
@@ -548,6 +573,16 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after
+
+def job_health(db: Db, *, name: str) -> tuple[int | None, str | None]:
+    """Since when a job has not succeeded, and why."""
+    return db.execute(JOB_HEALTH, [name]).fetchone() or (None, None)
+
+def metrics(db: Db) -> list[tuple[str, str, str, float]]:
+    return db.execute(METRICS).fetchall()
+
+def table_rows(db: Db) -> dict[str, int]:
+    return cast(dict[str, int], msgspec.json.decode(value(db, ROWS)))
 
 JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
                                 "succeededAt": datetime | None, "result": dict[str, Any]})
@@ -1175,15 +1210,15 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
                         " AND state = 'frozen'", state=state, now=now, id=video_id))
 
-def expire(db: Db, *, now: int, limit: int = 500) -> int:
-    """Take what remains in packages past their date with nothing frozen, and say in how many."""
+def expire(db: Db, *, now: int, limit: int = 500) -> dict[str, int]:
+    """Take what remains in some packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
         SELECT user_id, id, remaining FROM credit_packages WHERE remaining > 0 AND frozen = 0
         AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
     """, {"now": now, "limit": limit}).fetchall()
     for user_id, package_id, credits in due:
         record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
-    return len(due)
+    return {"expiredPackages": len(due)} if due else {}
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
@@ -1408,14 +1443,6 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
     sql = "UPDATE api_keys SET revoked_at = :now WHERE id = :id AND user_id = :user_id AND revoked_at IS NULL"
     if not run(db, sql, id=id, user_id=user_id, now=now):
         raise NotFound("There is no such key.")
-
-def forget_old(db: Db, *, now: int) -> None:
-    """Delete what schema.sql says is deleted in time."""
-    run(db, "DELETE FROM sessions WHERE expires_at <= :now", now=now)
-    run(db, "DELETE FROM sign_in_failures WHERE failed_at <= :day_ago", day_ago=now - DAY)
-    run(db, "DELETE FROM idempotency_keys WHERE created_at <= :week_ago", week_ago=now - 7 * DAY)
-    run(db, "DELETE FROM events WHERE created_at <= :week_ago AND id < (SELECT max(id) FROM events)",
-        week_ago=now - 7 * DAY)
 
 # ---------------------------------------------------------------------------
 # 8  Payments
@@ -2026,14 +2053,29 @@ def delete_video(db: Db, *, user_id: str, id: str, now: int) -> None:
     run(db, "UPDATE videos SET deleted_at = :now, due_at = :now, changed_at = :now WHERE id = :id",
         now=now, id=id)
 
-def archive_videos(db: Db, *, failed_before: int, completed_before: int, now: int) -> dict[str, int]:
-    """Take away some of the videos that have been kept long enough, and say how many by status.  Their files
+def archive_videos(db: Db, *, failed: int, completed: int, now: int) -> dict[str, int]:
+    """Take away some of the videos that were kept that long, in milliseconds, and say how many.  Their files
     go after a day, when the worker comes by."""
-    return Counter(status for (status,) in db.execute("""
+    return Counter(done for (done,) in db.execute("""
         UPDATE videos SET deleted_at = :now, due_at = :now + :day, changed_at = :now WHERE id IN (
             SELECT id FROM videos WHERE deleted_at IS NULL AND status IN ('FAILED', 'COMPLETED')
-            AND finished_at <= iif(status = 'FAILED', :failed, :completed) LIMIT 500) RETURNING status
-    """, {"now": now, "day": DAY, "failed": failed_before, "completed": completed_before}).fetchall())
+            AND finished_at <= :now - iif(status = 'FAILED', :failed, :completed) LIMIT 500)
+        RETURNING iif(status = 'FAILED', 'deletedFailed', 'archivedCompleted')
+    """, {"now": now, "day": DAY, "failed": failed, "completed": completed}).fetchall())
+
+def stuck_holds(db: Db) -> list[tuple[str, Status]]:
+    return db.execute("SELECT video_id, status FROM stuck_holds").fetchall()
+
+def media_keys(db: Db, *, wanted: bool = False) -> set[str]:
+    """Files that the database speaks of, or those of them that somebody still wants."""
+    return {key for (key,) in db.execute("SELECT key FROM media WHERE is_wanted >= ?", [wanted])}
+
+def of_our_videos(db: Db, *, keys: list[str]) -> list[str]:
+    """Those of some files that were made for videos of this database."""
+    return [key for (key,) in db.execute("""
+        SELECT value FROM json_each(?)
+        WHERE value GLOB 'videos/*' AND substr(value, 8, 36) IN (SELECT id FROM videos)
+    """, [as_json(keys)])]
 
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
                 catalog_version: str, now: int) -> Video:
@@ -2262,6 +2304,12 @@ class FolderStorage:
     async def delete(self, key: str) -> None:
         await on_thread(None, (self.root / key).unlink, missing_ok=True)
 
+    async def keys(self, under: str) -> dict[str, float]:
+        """What is there below, and since when, in seconds."""
+        return await on_thread(None, lambda: {
+            file.relative_to(self.root).as_posix(): file.stat().st_mtime
+            for file in (self.root / under).rglob("*") if file.is_file()})
+
     async def check(self) -> None:
         await on_thread(None, try_folder, self.root)
 
@@ -2345,6 +2393,21 @@ class BucketStorage:
     async def delete(self, key: str) -> None:
         await on_thread(self.pool, self.client.remove_object, self.bucket, key)
 
+    async def keys(self, under: str) -> dict[str, float]:
+        return await on_thread(self.pool, lambda: {
+            each.object_name: each.last_modified.timestamp()
+            for each in self.client.list_objects(self.bucket, f"{under}/", recursive=True)})
+
+    async def fetch(self, key: str, file: Path) -> None:
+        await on_thread(self.pool, self.client.fget_object, self.bucket, key, str(file))
+
+    async def end_uploads(self, before: datetime) -> None:
+        """Give up uploads that were cut off: their parts are in no list, and cost money."""
+        unfinished = (await on_thread(self.pool, self.client._list_multipart_uploads, self.bucket)).uploads
+        for one in (one for one in unfinished if one.initiated_time and one.initiated_time < before):
+            await on_thread(self.pool, self.client._abort_multipart_upload,
+                            self.bucket, one.object_name, one.upload_id)
+
     async def check(self) -> None:
         if not await on_thread(self.pool, self.client.bucket_exists, self.bucket):
             raise StorageFailed(f"There is no bucket {self.bucket}.")
@@ -2353,6 +2416,21 @@ class BucketStorage:
         return str(self.signer.presigned_get_object(self.bucket, key, expires=self.life))
 
 Storage = FolderStorage | BucketStorage
+
+def read_secret(path: Path) -> str:
+    """What links are signed with and the command line is known by; made once."""
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.touch(mode=0o600)
+        part.write_text(secrets.token_hex(32))
+        move_durably(part, path)
+    return path.read_text().strip()
+
+def storage_of(settings: Settings) -> Storage:
+    if settings.s3_endpoint:
+        return BucketStorage(settings)
+    secret = read_secret(Path(settings.data) / "secret")
+    return FolderStorage(Path(settings.data) / "media", secret, settings.link_minutes)
 
 # ---------------------------------------------------------------------------
 # 13  Outside
@@ -2956,11 +3034,15 @@ class App:
         self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.storing = asyncio.Semaphore(STORES_AT_ONCE)
-        self.beat_at: int | None = None  # when the worker last looked for work
+        self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
         self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
         self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
+        self.registry = CollectorRegistry()
+        timed = functools.partial(Histogram, namespace="videofly", unit="seconds", registry=self.registry)
+        self.requests = timed("request", "Answers, by address", ("method", "path", "status"))
+        self.steps = timed("step", "What the worker does for videos, by status", ("status", "provider"))
         db.on_news = self.hear
 
     def now(self) -> int:
@@ -3019,14 +3101,42 @@ def local_url(settings: Settings) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
-def read_secret(path: Path) -> str:
-    """What links are signed with and the command line is known by; made once."""
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.touch(mode=0o600)
-        part.write_text(secrets.token_hex(32))
-        move_durably(part, path)
-    return path.read_text().strip()
+def prove_copy(copy: Path) -> None:
+    """Bring a copy of a database up to date, and see whether its books are right.  Raises Refused."""
+    in_file(copy, close_up, "rw")
+    if faults := in_file(copy, prove)["faults"]:
+        raise Refused(f"The books in it are not right: {'; '.join(faults)}")
+
+def restore(data: Path, source: Path) -> Path:
+    """Put a backup in the database's place, and what was there aside, in the folder that is returned.  When
+    it is not right, everything stays as it was; if power fails, it is one or the other.  Raises Refused."""
+    database, aside = data / "videofly.db", data / f"replaced-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}"
+    part = data / "temporary" / "restored.db"
+    try:
+        shutil.copyfile(source, part)
+        prove_copy(part)
+    except OSError as error:
+        raise Refused(f"{source}: {error.strerror}.") from None
+    except Refused as refusal:
+        raise Refused(f"{source} was not restored. {refusal}") from None
+    aside.mkdir()
+    if database.exists():
+        with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
+            in_file(database, integrity_faults, "rw")
+        os.link(database, aside / database.name)
+    for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
+        os.replace(rest, aside / rest.name)  # of the old one: the new one must not find it
+    move_durably(part, database)
+    return aside
+
+async def newest_backup(data: Path, storage: Storage) -> Path | None:
+    """The newest backup that there is, here or in the bucket."""
+    here, part = max((data / "backups").glob("*.db"), default=None), data / "temporary" / "newest.db"
+    there = max(await storage.keys("backups"), default="")  # whose names are their times
+    if Path(there).name <= (here.name if here else "") or not isinstance(storage, BucketStorage):
+        return here
+    await storage.fetch(there, part)
+    return part
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -3037,8 +3147,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(own(data, settings))
         secret = read_secret(data / "secret")
-        kept_here = FolderStorage(data / "media", secret, settings.link_minutes)
-        storage = BucketStorage(settings) if settings.s3_endpoint else kept_here
+        storage = storage_of(settings)
         local = LocalProvider(data / "renders", storage.read, lambda job: app.write(hear_callback, id=job))
         providers, on_sale = {"local": local, **(providers or {})}, data / "catalog.toml"
         path = settings.catalog or (on_sale if on_sale.exists() else FILES / "catalog.toml")
@@ -3049,6 +3158,10 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
+        new = not (data / "videofly.db").exists()
+        if new and (backup := await newest_backup(data, storage)):
+            await asyncio.to_thread(restore, data, backup)
+            log.warning("there was no database: began with the newest backup")
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3077,6 +3190,8 @@ STEPS_AT_ONCE = 256  # most of them wait for a provider
 STORE_TRIES = 6  # then the video has failed, and can be retried by hand while its result lives
 LONGEST_PAUSE_S = 30
 LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
+STALLED_S = 4 * LONGEST_PAUSE_S  # a worker that has not looked for work for so long does not look any more
+WAL_MAX_MB = 1024
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -3089,7 +3204,7 @@ async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
         except Exception:
             log.exception("worker")
             pause_s = 1.0
-        app.beat_at = app.now()
+        app.beat_s = time.monotonic()
         scheduler.wakeup()  # it would sleep too long after the clock was set back
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(app.work_to_do.wait(), pause_s)
@@ -3106,7 +3221,8 @@ async def begin_steps(app: App) -> float:
 
 async def take_step(app: App, job: Job) -> None:
     try:
-        await step(app, job)
+        with app.steps.labels(job.status, job.provider).time():
+            await step(app, job)
     except Exception as failure:
         if not isinstance(failure, TRANSIENT):
             log.exception("video %s at %s", job.id, job.status)
@@ -3320,24 +3436,46 @@ async def unknown_products(app: App) -> list[str]:
         log.error("payments: Creem does not know %s; is the key of another mode?", ", ".join(missing))
     return missing
 
-async def expire_credits(app: App) -> dict[str, Any]:
-    packages = 0
-    while some := await app.write(expire):
-        packages += some
-    return {"expiredPackages": packages}
-
-async def clean_up_videos(app: App) -> dict[str, Any]:
-    kept, now, done = app.settings, app.now(), Counter[str]()
-    while some := await app.write(archive_videos, failed_before=now - kept.video_failed_days * DAY,
-                                  completed_before=now - kept.video_completed_days * DAY):
+async def in_parts(app: App, fn: Callable[..., Mapping[str, int]], names: str, **of: Any) -> dict[str, int]:
+    """Do part after part, so that nobody waits long for the writer, and say how much was done."""
+    done = Counter(dict.fromkeys(names.split(), 0))
+    while some := await app.write(fn, **of):
         done.update(some)
-    return {"deletedFailed": done["FAILED"], "archivedCompleted": done["COMPLETED"]}
+    return dict(done)
 
-async def prune(app: App) -> dict[str, Any]:
-    """Delete what has had its time."""
-    await app.write(forget_old)
+def clean_up_videos(app: App) -> Awaitable[dict[str, int]]:
+    kept = app.settings
+    return in_parts(app, archive_videos, "deletedFailed archivedCompleted",
+                    failed=kept.video_failed_days * DAY, completed=kept.video_completed_days * DAY)
+
+async def release_holds(app: App) -> dict[str, Any]:
+    """End what hangs, though nothing should."""
+    stuck = await app.db.read(stuck_holds)
+    for id, status in stuck:
+        await app.write(settle if status == "COMPLETED" else release, video_id=id)
+    return {"holds": len(stuck)}
+
+async def look_at_media(app: App) -> dict[str, Any]:
+    """Compare what is stored with what the database speaks of.  What it has done with is removed after a day;
+    files of which it never knew may be another's, or newer than a backup: they are only counted."""
+    known, wanted = await app.db.read(media_keys), await app.db.read(media_keys, wanted=True)
+    stored = await app.storage.keys("videos") | await app.storage.keys("uploads")
+    missing = sorted((wanted - stored.keys()) & await app.db.read(media_keys, wanted=True))
+    strange = [key for key, since_s in stored.items() if key not in known and since_s < time.time() - 86_400]
+    orphans = await app.db.read(of_our_videos, keys=strange)
+    for key in orphans:
+        await app.storage.delete(key)
+    if isinstance(app.storage, BucketStorage):
+        await app.storage.end_uploads(datetime.now(UTC) - timedelta(days=1))
+    if missing:
+        log.error("media: %s files are missing, %s the first", len(missing), missing[0])
+    return {"files": len(stored), "missing": missing[:100], "removed": len(orphans),
+            "unknown": len(strange) - len(orphans)}
+
+async def prune(app: App) -> None:
+    """Delete what has had its time, and warn of what soon will have."""
+    await app.write(run, sql=TICK, kept=app.settings.video_completed_days * DAY)
     await asyncio.to_thread(remove_renders, Path(app.settings.data))
-    return {}
 
 async def audit_books(app: App) -> dict[str, Any]:
     if faults := (await app.db.read(audit))["faults"]:
@@ -3353,15 +3491,22 @@ async def back_up(app: App) -> dict[str, Any]:
     part, target = folder / "part", folder / moment(app.now()).strftime(BACKUP)
     folder.mkdir(mode=0o700, exist_ok=True)
     part.unlink(missing_ok=True)
+    before = await app.db.read(table_rows)
     await app.db.read(run, sql=COPY, path=str(part))
     if not (proof := await asyncio.to_thread(in_file, part, prove))["valid"]:
         raise StorageFailed(f"The copy is not right: {'; '.join(proof['faults'])}")
+    copied, after = await asyncio.to_thread(in_file, part, table_rows), await app.db.read(table_rows)
+    if short := [name for name in after if not before[name] <= copied[name] <= after[name]]:
+        raise StorageFailed(f"The copy has too few or too many {', '.join(short)}.")
+    keys = await asyncio.to_thread(in_file, part, functools.partial(media_keys, wanted=True))
+    target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(keys)))
     await on_thread(None, move_durably, part, target)
     if isinstance(app.storage, BucketStorage):
         await on_thread(None, shutil.copyfile, target, part)
         await app.storage.put(f"backups/{target.name}", part, "application/vnd.sqlite3")
     for name in thinned([file.name for file in folder.glob("*.db")]):
         (folder / name).unlink()
+        (folder / name).with_suffix(".media").unlink(missing_ok=True)
         if isinstance(app.storage, BucketStorage):
             await app.storage.delete(f"backups/{name}")
     return {"file": str(target.absolute()), "transactions": proof["transactions"], "head": proof["headHash"]}
@@ -3374,34 +3519,13 @@ def thinned(names: Iterable[str]) -> set[str]:
         kept.update([*newest.values()][-many:])
     return {*names} - kept
 
-def restore(data: Path, source: Path) -> Path:
-    """Put a backup in the database's place, and what was there aside, in the folder that is returned.  When
-    it is not right, everything stays as it was; if power fails, it is one or the other.  Raises Refused."""
-    database, aside = data / "videofly.db", data / f"replaced-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}"
-    part = data / "temporary" / "restored.db"
-    try:
-        shutil.copyfile(source, part)
-        in_file(part, close_up, "rw")
-        proof = in_file(part, prove)
-    except OSError as error:
-        raise Refused(f"{source}: {error.strerror}.") from None
-    if not proof["valid"]:
-        raise Refused(f"{source} is not right, and was not restored: {'; '.join(proof['faults'])}")
-    aside.mkdir()
-    if database.exists():
-        with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
-            in_file(database, integrity_faults, "rw")
-        os.link(database, aside / database.name)
-    for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
-        os.replace(rest, aside / rest.name)  # of the old one: the new one must not find it
-    move_durably(part, database)
-    return aside
-
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
-JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any]]]]] = {
-    "expire-credits": ("0 2 * * *", expire_credits), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
-    "reconcile": ("30 2 * * *", look_after_payments), "audit": ("0 4 * * *", audit_books),
-    "prune": ("*/10 * * * *", prune), "backup": ("15 3 * * *", back_up)}
+JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
+    "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
+    "reconcile": ("30 2 * * *", look_after_payments), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
+    "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
+    "media": ("30 4 * * *", look_at_media), "tidy": ("45 4 * * *", lambda app: app.db.tidy()),
+    "release-holds": ("15 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
     """Do a job that is due, or is wanted at_once, and keep what came of it; None if not due, or running."""
@@ -3411,7 +3535,7 @@ async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, An
     if not await app.write(claim_job, name=name, next_at=next_at, at_once=at_once):
         return None
     try:
-        result, due_at = await act(app), next_at
+        result, due_at = await act(app) or {}, next_at
     except Exception as failure:
         log.error("job %s: %s", name, failure, exc_info=not isinstance(failure, Problem))
         result = {"error": str(failure) or type(failure).__name__}
@@ -3430,23 +3554,60 @@ def remove_renders(data: Path) -> None:
             file.unlink(missing_ok=True)
 
 @contextlib.asynccontextmanager
-async def working(app: App) -> AsyncIterator[None]:
+async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     await app.db.write(run, sql=FREE_JOBS)
     defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
     scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
     scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)
+    scheduler.add_job(watch, "interval", [app], next_run_time=datetime.now(UTC), seconds=10)
     scheduler.add_job(unknown_products, args=[app])
     scheduler.start()
     task = asyncio.create_task(worker(app, scheduler))
     try:
-        yield
+        yield scheduler
     finally:
+        faulthandler.cancel_dump_traceback_later()
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
         steps = asyncio.gather(*app.working.values(), return_exceptions=True)
         with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
             await asyncio.wait_for(steps, STOPPING_S)
+
+Sign = TypedDict("Sign", {"what": str, "ok": bool, "detail": str})
+
+def free_mb(app: App) -> int:
+    return shutil.disk_usage(app.settings.data).free >> 20
+
+def size_of(app: App, name: str) -> int:
+    file = Path(app.settings.data) / name
+    return file.stat().st_size if file.exists() else 0
+
+def sign_of(what: str, fine: Any, detail: str) -> Sign:
+    return {"what": what, "ok": bool(fine), "detail": detail}
+
+def sign_of_worker(app: App) -> Sign:
+    idle_s = time.monotonic() - app.beat_s
+    return sign_of("worker", idle_s < STALLED_S, f"looked for work {max(idle_s, 0):.0f} seconds ago")
+
+async def vital_signs(app: App) -> list[Sign]:
+    """What has to be well for the server to be of use; it is asked every few seconds."""
+    await app.db.write(value, sql=LAST_EVENT)
+    free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
+    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+             sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
+    for name in ("audit", "backup"):
+        at, trouble = await app.db.read(job_health, name=name)
+        fine = not trouble and (at or app.now()) > app.now() - 2 * DAY
+        signs.append(sign_of(f"last {name}", fine, trouble or str(at and moment(at))))
+    return signs
+
+async def watch(app: App) -> None:
+    """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
+    the process says where it hangs, and ends, so that it is started again."""
+    await app.db.write(value, sql=LAST_EVENT)
+    if sign_of_worker(app)["ok"]:
+        faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
 # 18  HTTP
@@ -3459,7 +3620,6 @@ BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
 STREAMS_MAX = 20  # open event streams of a user
 STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
-DISK_LOW_MB = 200
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 signature = functools.cache(inspect.signature)
@@ -3574,8 +3734,8 @@ def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
     logged, under an id that the answer carries too."""
     refused = failure if isinstance(failure, HTTPException) else HTTPException()
     if refused.status_code >= 500 and refused.detail != "client disconnected prematurely":
-        id = new_id("req")
-        log.error("%s %s %s", id, request.method, request.url.path, exc_info=failure)
+        id = REQUEST_ID.get()
+        log.error("%s %s", request.method, request.url.path, exc_info=failure)
         return Bug(f"Something went wrong here; it is logged as {id}.", requestId=id)
     allow = (refused.headers or {}).get("allow", "")
     faults = refused.extra if isinstance(refused.extra, list) else []
@@ -3660,6 +3820,8 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = No
                       prefer: Prefer = None) -> Response[Answer[Video]]:
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
+    if free_mb(app) < app.settings.disk_low_mb:
+        raise DiskFull("The disk is almost full: nothing new is made until there is room.")
     order = choose(app.catalogue, data, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
     answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
@@ -4045,8 +4207,7 @@ async def act_in_sandbox(request: Request, *, act: Literal["renew", "refund", "d
 
 UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
 Invited = TypedDict("Invited", {"invite": str, "url": str})
-Checked = TypedDict("Checked", {"what": str, "ok": bool, "detail": str})
-CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Checked]})
+CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Sign]})
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Note = Annotated[str, _("why; the user sees it", max_length=500)]
 Life = Annotated[Days, _("they expire after so many days; else never")] | None
@@ -4090,14 +4251,12 @@ async def replace_password(request: Request, *, email: Email, password: Wished =
 async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
     app = request.parts
-    free_mb = shutil.disk_usage(app.settings.data).free >> 20
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
     creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
     waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events"
-    checks = [Checked(what=what, ok=fine, detail=detail) for what, fine, detail in [
+    checks = await vital_signs(app) + [*itertools.starmap(sign_of, [
         ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
-        ("disk", free_mb >= DISK_LOW_MB, f"{free_mb} MiB free"),
         ("database", not faults, "; ".join(faults) or "whole"),
         ("books", books["valid"],
          "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
@@ -4107,7 +4266,7 @@ async def check_parts(request: Request) -> Answer[CheckList]:
         *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
            else f"not used: {there.template.key} is not set")
           for name, there in app.providers.items() if isinstance(there, HttpProvider)),
-        ("storage", not storage, storage or type(app.storage).__name__)]]
+        ("storage", not storage, storage or type(app.storage).__name__)])]
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
 
 async def trouble_with(look: Awaitable[list[str] | None]) -> str:
@@ -4278,15 +4437,48 @@ async def show_page(request: Request) -> Response[str]:
 
 @get(["/up", "/healthz", "/readyz"], include_in_schema=False)
 async def show_health(request: Request) -> dict[str, str]:
-    """Up: the loop turns, the database can be read, the worker looks for work.  Ready: the database can be
-    written too, and the server is not about to stop."""
+    """Up: the loop turns, the database can be read, the worker looks for work.  Ready: all vital signs are
+    well, and the server is not about to stop."""
     app, ready = request.parts, "ready" in request.url.path
-    if ready and app.stopping.is_set():
-        raise Busy("The server is stopping.")
-    await (app.db.write if ready else app.db.read)(value, sql=LAST_EVENT)
-    if app.beat_at is not None and app.now() - app.beat_at > 4 * LONGEST_PAUSE_S * SECOND:
-        raise Busy("The worker does not look for work any more.")
+    await app.db.read(value, sql=LAST_EVENT)
+    signs = await vital_signs(app) if ready else [sign_of_worker(app)]
+    bad = [f"{sign['what']}: {sign['detail']}." for sign in signs if not sign["ok"]]
+    if bad or (ready and app.stopping.is_set()):
+        raise Busy(" ".join(bad) or "The server is stopping.")
     return {"status": "ready" if ready else "ok"}
+
+class Numbers(Collector):
+    """Rows of (name, help, labels as JSON, number), as Prometheus wants them."""
+    def __init__(self, rows: list[tuple[str, str, str, float]]) -> None:
+        self.rows = rows
+
+    def collect(self) -> Iterator[Metric]:
+        for (name, help), group in itertools.groupby(self.rows, lambda row: row[:2]):
+            kind = "counter" if name.endswith("_total") else "gauge"
+            family = Metric(name.removesuffix("_total"), help, kind)
+            family.samples = [Sample(name, loads(labels), number) for *_, labels, number in group]
+            yield family
+
+@get("/metrics", include_in_schema=False)
+async def show_metrics(request: Request) -> Response[bytes]:
+    """Numbers for Prometheus: for this machine, or for whoever has the VIDEOFLY_METRICS_TOKEN."""
+    app, given = request.parts, request.headers.get("authorization", "").encode()
+    token, host = app.settings.metrics_token, request.client.host if request.client else ""
+    here = not token and host and ipaddress.ip_address(host).is_loopback
+    if not here and not (token and hmac.compare_digest(given, f"Bearer {token}".encode())):
+        raise Unauthorized("Send Authorization: Bearer and the VIDEOFLY_METRICS_TOKEN.")
+    found = [*measures(app), *await app.db.read(metrics)]
+    text = b"".join(generate_latest(part) for part in (Numbers(found), app.registry))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
+    """What the process knows."""
+    yield "videofly_database_bytes", "The database file", "{}", size_of(app, "videofly.db")
+    yield "videofly_wal_bytes", "Its write-ahead log", "{}", size_of(app, "videofly.db-wal")
+    yield "videofly_disk_free_bytes", "Room for everything", "{}", shutil.disk_usage(app.settings.data).free
+    yield "videofly_streams", "Open event streams", "{}", app.streams.total()
+    yield "videofly_steps", "Steps of videos that are being taken", "{}", len(app.working)
+    yield "videofly_transactions_waiting", "For the writer", "{}", app.db.waiting
 
 class Document(JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
@@ -4296,11 +4488,36 @@ class Document(JsonRenderPlugin):
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
-def http(app: App) -> Litestar:
+class Site(Litestar):
+    """Notes each request: a line in the log, and in the numbers how long it took.  Queries, which may hold
+    secrets, are left out.  Its id is in the answer, and in whatever is logged meanwhile."""
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        app, began_s, status = cast(App, self.opt["parts"]), time.perf_counter(), 499
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        id = given if re.fullmatch(r"[\w.-]{8,100}", given) else new_id("req")
+        REQUEST_ID.set(id)
+
+        async def answer(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, answer)
+        finally:
+            took_s = time.perf_counter() - began_s
+            words = scope["method"], scope.get("path_template", "?"), str(status)
+            app.requests.labels(*words).observe(took_s)
+            log.info("%s %s %s in %.1f ms", scope["method"], scope["path"], status, took_s * 1000)
+
+def http(app: App) -> Site:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
-    return Litestar(
+    return Site(
         [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
+         show_metrics,
          *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
@@ -4327,6 +4544,8 @@ class Server(uvicorn.Server):
 
 async def serve_until_stopped(settings: Settings) -> None:
     host, port = settings.host, settings.port
+    write_log(settings.log)
+    log.setLevel(logging.INFO)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -4334,7 +4553,9 @@ async def serve_until_stopped(settings: Settings) -> None:
         reason = str(error.strerror).partition(" (while")[0]
         raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
     with listener:
-        async with open_app(settings) as app, working(app):
+        async with open_app(settings) as app, working(app) as scheduler:
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGUSR1, scheduler.add_job, run_job, None, [app, "backup"], {"at_once": True})
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)
@@ -4377,10 +4598,16 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
         raise click.ClickException("{code}: {message}".format_map(content["error"]))
     return content["data"]
 
+def write_log(form: str) -> None:
+    """To stderr, with the id of the request that it is about."""
+    fields, handler = "%(asctime)s %(levelname)s %(name)s %(message)s %(requestId)s", logging.StreamHandler()
+    handler.setFormatter(JsonFormatter(fields) if form == "json" else logging.Formatter(fields))
+    handler.addFilter(lambda record: vars(record).update(requestId=REQUEST_ID.get()) or True)
+    logging.basicConfig(handlers=[handler], force=True)
+
 def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: str) -> T:
     """Run a command; of what it was refused click makes one line."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log.setLevel(logging.INFO)
+    write_log("text")
     os.umask(0o077)
     return uvloop.run(work(read_settings(os.environ | environ), *args))
 
@@ -4409,7 +4636,7 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
                                default=defaults.get(name), help=about.get("description"))
 
-def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> None:
+def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> click.Command:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
     line = line.replace(" ", " /api/v1/admin/")
 
@@ -4420,8 +4647,9 @@ def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> N
 
     group, _, name = words.rpartition(" ")
     home = cast(click.Group, main.commands[group]) if group else main
-    home.add_command(click.Command(name, callback=run_command, help=help,
-                                   params=[*parameters(BODIES.get(line))]))
+    command = click.Command(name, callback=run_command, help=help, params=[*parameters(BODIES.get(line))])
+    home.add_command(command)
+    return command
 
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
@@ -4440,7 +4668,20 @@ operation("user password", "Set a new password; every session of the account end
 operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
 operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
 operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
-operation("check", "Look at everything the server stands on.", "GET check", show_checks)
+check = operation("check", "Look at everything the server stands on.", "GET check", show_checks)
+
+def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Let a start of this version happen to a copy."""
+    if wanted:
+        data = Path(read_settings(os.environ).data)
+        with tempfile.TemporaryDirectory(dir=data) as folder:
+            in_file(data / "videofly.db", functools.partial(run, sql=COPY, path=f"{folder}/copy.db"))
+            prove_copy(Path(folder) / "copy.db")
+        click.echo("The database can be upgraded, and its books are right.")
+        context.exit()
+
+check.params.append(click.Option(["--upgrade"], is_flag=True, callback=rehearse, expose_value=False,
+                                 help="Only see, on a copy, whether this version can upgrade."))
 
 @main.command("backup")
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
@@ -4453,11 +4694,14 @@ def backup_command(file: Path | None) -> None:
 @click.argument("file", metavar="FILE|latest")
 def restore_command(file: str) -> None:
     """Put a backup in the database's place, while no server runs; what was there is kept."""
-    settings, _ = read_settings(os.environ), os.umask(0o077)
+    start(bring_back, file)
+
+async def bring_back(settings: Settings, file: str) -> None:
     with own(data := Path(settings.data), settings):
-        source = max((data / "backups").glob("*.db"), default=data) if file == "latest" else Path(file)
-        aside = restore(data, source)
-    click.echo(f"{source} is restored. What was there is in {aside}.")
+        source = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
+        if source is None:
+            raise Refused("There is no backup.")
+        click.echo(f"{source} is restored. What was there is in {restore(data, source)}.")
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="video.mp4")
