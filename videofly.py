@@ -872,6 +872,7 @@ Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
 Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
+BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
 
 class Price(Strict, frozen=True):
     base: Decimal
@@ -964,7 +965,8 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
-    known = tomllib.loads((FILES / "catalog.toml").read_text())["templates"] | file.pop("templates", {})
+    known = BUILT_IN["templates"] | file.pop("templates", {})
+    file.pop("creem", None)  # in a copy of ours, where it stands for nothing: an old one misreads payments
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
         like = part.pop("like", None)
@@ -1451,16 +1453,8 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
 # event: after each, the ledger is brought to where all of them together say that it should be.  So disorder,
 # repetition, other names for the same, and a refund before its payment need no cases of their own.
 
-ALIASES = {
-    "payment.completed": "checkout.completed", "subscription.created": "subscription.active",
-    "subscription.updated": "subscription.update", "subscription.cancelled": "subscription.canceled",
-    "subscription.renewed": "subscription.paid", "refund.completed": "refund.created"}
-STANDINGS = {"subscription.paid": "active"} | {f"subscription.{word}": word for word in (
-    "active", "trialing", "canceled", "scheduled_cancel", "past_due", "unpaid", "expired", "paused")}
-KINDS_OF_ID = {"ch": "checkout", "ord": "order", "tran": "transaction", "sub": "subscription"}
-UNPAID = {"pending", "processing", "expired", "declined", "canceled", "void", "uncollectible"}
+CREEM = BUILT_IN["creem"]  # how it is spoken: where the facts stand in what it tells, and by which names
 REFUNDS = ("refund", "dispute")
-UNREFUNDED = {"pending", "requiresAction", "failed", "canceled"}
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
@@ -1468,21 +1462,6 @@ SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND cr
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
-
-# Where the facts stand, by column: entities lie in each other, or are only named, and much may be missing
-# (https://docs.creem.io/code/webhooks).
-TEXTS = {
-    "mode": "mode transaction.mode order.mode", "request_id": "checkout.request_id",
-    "checkout_id": "checkout.id checkout", "currency": "transaction.currency order.currency product.currency",
-    "order_id": "order.id order transaction.order checkout.order.id checkout.order",
-    "transaction_id": "transaction.id transaction order.transaction",
-    "subscription_id": "subscription.id subscription transaction.subscription order.subscription",
-    "customer_id": "customer.id customer subscription.customer order.customer transaction.customer",
-    "product_id": "product.id product subscription.product order.product transaction.product",
-    "reference": " ".join(f"{part}metadata.{name}" for name in ("referenceId", "user_id", "userId")
-                          for part in ("", "subscription.", "checkout.", "order."))}
-MOMENTS = {"period_start_at": "transaction.period_start subscription.current_period_start_date",
-           "period_end_at": "transaction.period_end subscription.current_period_end_date"}
 
 class PaymentEvent(msgspec.Struct, frozen=True):
     """What was told, and what we made of it so far."""
@@ -1516,20 +1495,20 @@ Id = Annotated[str, msgspec.Meta(max_length=200)] | Annotated[int, msgspec.Meta(
 Cents = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Moment = datetime | Annotated[int, msgspec.Meta(ge=0)]  # ISO 8601, or milliseconds
 
-def first_of(kind: Any, facts: Any, paths: str) -> Any:
+def first_of(kind: Any, facts: Any, paths: Iterable[str]) -> Any:
     """The first thing of a kind at one of the paths.  Amounts may be written as text."""
-    for hit in find_all(facts, paths.split()):
+    for hit in find_all(facts, paths):
         with contextlib.suppress(msgspec.ValidationError):
             return msgspec.convert(hit, kind, strict=kind is not Cents)
     return None
 
-def id_in(facts: Any, paths: str) -> str | None:
+def id_in(facts: Any, *paths: str) -> str | None:
     return None if (found := first_of(Id, facts, paths)) is None else str(found)
 
-def cents_in(facts: Any, paths: str) -> int | None:
+def cents_in(facts: Any, *paths: str) -> int | None:
     return None if (found := first_of(Cents, facts, paths)) is None else min(found, ALL_OF_IT)
 
-def moment_in(facts: Any, paths: str) -> int | None:
+def moment_in(facts: Any, *paths: str) -> int | None:
     """Milliseconds; nothing after the year 3000."""
     found = first_of(Moment, facts, paths)
     if isinstance(found, datetime):
@@ -1539,52 +1518,47 @@ def moment_in(facts: Any, paths: str) -> int | None:
 def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     """The facts in what Creem sent, as a row.  Raises Invalid where it is no event."""
     envelope = loads(body)
-    said, parts = id_in(envelope, "eventType type"), envelope if isinstance(envelope, dict) else {}
+    said, parts = id_in(envelope, "eventType", "type"), envelope if isinstance(envelope, dict) else {}
     entity = next((part for name in ("object", "data") if isinstance(part := parts.get(name), dict)), None)
     if said is None or entity is None:
         raise Invalid("That is no event of Creem's: it does not say its type, or what it is about.")
-    type, id = ALIASES.get(said, said), id_in(entity, "id")
-    kind = KINDS_OF_ID.get((id or "").partition("_")[0], type.partition(".")[0])
+    type, id = CREEM["aliases"].get(said, said), id_in(entity, "id")
+    kind = CREEM["kinds"].get((id or "").partition("_")[0], type.partition(".")[0])
     facts = {**entity, kind: entity}
     if type == "subscription.paid":  # in others it is the one before
         facts["transaction"] = find(entity, ["last_transaction_id", "last_transaction"])
-    standing = id_in(facts, "status") if type == "subscription.update" else STANDINGS.get(type)
-    row: dict[str, Any] = {column: id_in(facts, paths) for column, paths in TEXTS.items()}
-    row |= {column: moment_in(facts, paths) for column, paths in MOMENTS.items()}
+    standing = id_in(facts, "status") if type == "subscription.update" else CREEM["standings"].get(type)
+    row: dict[str, Any] = {column: id_in(facts, *paths) for column, paths in CREEM["texts"].items()}
+    row |= {column: moment_in(facts, *paths) for column, paths in CREEM["moments"].items()}
+    row |= {column: cents_in(facts, *paths) for column, paths in CREEM["numbers"].items()}
     row |= {
         "delivery_key": id_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
         "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
         "standing": "canceled" if standing == "cancelled" else standing,
-        "units": cents_in(facts, "units checkout.units") or 1, "paid": paid_in(facts),
-        "price": cents_in(facts, "product.price"), **refund_in(type, facts),
+        "units": row["units"] or 1, "paid": paid_in(facts), **refund_in(type, facts),
         "refund_id": id if kind in REFUNDS else None,
         "is_sale": is_sale(type, row["subscription_id"], facts)}
     return row | {"payment": next(iter(names_of(row)), None)}
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
-    said = {id_in(facts, f"{part}status") for part in ("", "order.", "checkout.", "transaction.")}
-    kinds = {id_in(facts, path) for path in ("order.type", "product.billing_type", "transaction.type")}
+    said, kinds = ({id_in(facts, path) for path in CREEM[paths]} for paths in ("status", "sold_as"))
     once = subscription is None and not kinds & {"recurring", "invoice"}
     paid = type == RECORDED or (type == "checkout.completed" and once)
-    return type == "subscription.paid" or (paid and not said & UNPAID)
+    return type == "subscription.paid" or (paid and not said.intersection(CREEM["unpaid"]))
 
 def paid_in(facts: Any) -> int | None:
     """What was paid, cents, with tax: refunds are told with tax too."""
-    paths = ("transaction.amount_paid order.amount_paid", "order.amount", "transaction.amount")
-    known, *bare = (cents_in(facts, path) for path in paths)
-    for part, amount in zip(("order", "transaction"), bare, strict=True):
-        if known is None and amount is not None:
-            known = amount + (cents_in(facts, f"{part}.tax_amount") or 0)
-    return known
+    sums = ([cents_in(facts, path) for path in paths] for paths in CREEM["paid"])
+    return next((amount + sum(filter(None, taxes)) for amount, *taxes in sums if amount is not None), None)
 
 def refund_in(type: str, facts: Any) -> dict[str, int | None]:
     """What was paid back, cents: by this refund, and of the payment by now; a dispute is as good as lost."""
     back = total = None
-    if type == RECORDED or (type.startswith(REFUNDS) and id_in(facts, "status") not in UNREFUNDED):
-        back = cents_in(facts, "refund.refund_amount refund.amount")
-        gone = id_in(facts, "transaction.status") in ("refunded", "chargedBack", "chargeback")
-        told = (cents_in(facts, path) for path in ("transaction.refunded_amount", "dispute.amount"))
+    if type == RECORDED or (type.startswith(REFUNDS) and id_in(facts, "status") not in CREEM["unrefunded"]):
+        back = cents_in(facts, *CREEM["back"])
+        gone = id_in(facts, "transaction.status") in CREEM["gone"]
+        told = (cents_in(facts, path) for path in CREEM["back_total"])
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
     return {"back": back, "back_total": total}
 
@@ -1620,8 +1594,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
         if shop.only_real and event.mode not in REAL:
             state, effect = "ignored", f"It is of the mode {event.mode}, so nothing of it is real."
         else:
-            event = understand(db, event, shop)
-            effect = follow_payments(db, event, shop, now=now)
+            effect = follow_payments(db, understand(db, event, shop), shop, now=now)
     except Puzzle as puzzle:
         state, effect = "attention", str(puzzle)
     run(db, "UPDATE payment_events SET state = :state, effect = :effect WHERE id = :id",
@@ -1743,10 +1716,9 @@ Billing = TypedDict("Billing", {  # in a sandbox nothing costs anything
 def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Shop, now: int) -> Checkout:
     """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly,
     AlreadySubscribed."""
-    product = shop.catalogue.product(wish.product_id)
-    if product is None:
-        on_sale = [one.id for one in shop.catalogue.products]
-        raise ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
+    on_sale = [one.id for one in shop.catalogue.products]
+    unknown = ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
+    product = required(shop.catalogue.product(wish.product_id), unknown)
     has_plan = get_user(db, user_id=user_id)["plan"]
     if isinstance(product, Plan) and has_plan:
         raise AlreadySubscribed
@@ -2857,25 +2829,13 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 # Who takes the money: Creem, or the sandbox, which acts Creem out on this machine and tells of everything by
 # the same webhooks.
 
-CREEM_HOSTS = {"production": "https://api.creem.io", "test": "https://test-api.creem.io"}
 CALL_S, MODERATION_S = 10.0, 5.0  # for a whole call
-RETURNED = ("request_id", "checkout_id", "order_id", "customer_id", "subscription_id", "product_id")
-CARDS = {card: luck for luck, cards in {  # of Creem's test mode
-    "": "4242424242424242 4111111111111111", "It was declined.": "4000000000000002 4507990000000028",
-    "Its funds are insufficient.": "4000000000009995 4507990000000010",
-    "Its security code is wrong.": "4000000000000127 4507990000000044", "It has expired.": "4000000000000069",
-}.items() for card in cards.split()}
-STORIES = {  # what is told of what happens
-    "pack": "checkout.completed", "plan": "checkout.completed subscription.active subscription.paid",
-    "renew": "subscription.paid", "cancel": "subscription.scheduled_cancel", "end": "subscription.canceled",
-    "resume": "subscription.update", "upgrade": "subscription.update", "refund": "refund.created",
-    "dispute": "dispute.created", "upgrade, paid": "subscription.update subscription.paid"}
 
 class Creem:
     """Creem's API (https://docs.creem.io/api-reference)."""
     def __init__(self, settings: Settings) -> None:
         self.key, self.secret = settings.creem_api_key, settings.creem_webhook_secret
-        host = CREEM_HOSTS[settings.env]
+        host = CREEM["hosts"][settings.env]
         self.client = outside_client([str(urlsplit(host).hostname)], host)
         self.client.headers["x-api-key"] = self.key
         self.close = self.client.aclose
@@ -2937,44 +2897,29 @@ class Sandbox:
     async def give_back(self, story: str, payment: Purchase, cents: int) -> None:
         """Refund or dispute a payment."""
         if product := self.catalogue.product(payment["product"]):
-            known = {snake_case(name): part for name, part in payment.items()}
-            await self.tell(story, product, secrets.token_hex(8), cents=cents, **known)
+            known, token = {snake_case(name): part for name, part in payment.items()}, secrets.token_hex(8)
+            await self.tell(story, product, token, refund_id=f"ref_{token}", dispute_id=f"disp_{token}",
+                            given_back=cents, back_total=payment["back"] + cents, **known)
 
     async def tell(self, story: str, sold: Pack | Plan, token: str, **of: Any) -> None:
         """Send the webhooks of a story, signed, in any order, as Creem would."""
         assert self.transport, "there is an endpoint when somebody asks"
-        of |= {"token": token, "now": moment(int(self.clock() * SECOND))}
+        of["now"] = moment(int(self.clock() * SECOND))
         async with httpx.AsyncClient(transport=self.transport, base_url="http://videofly.local") as client:
-            types = STORIES[story].split()
+            types = CREEM["stories"][story]
             for type in random.sample(types, len(types)):
-                entity = act_out(type, sold, defaultdict(lambda: None, of))
+                entity = act_out(type, sold, of)
                 body = msgspec.json.encode({"id": f"evt_{token}_{type}", "eventType": type, "object": entity})
                 headers = {"creem-signature": hmac.digest(self.secret.encode(), body, "sha256").hex()}
                 (await client.post("/api/webhooks/creem", content=body, headers=headers)).raise_for_status()
 
-def act_out(type: str, product: Pack | Plan, of: Mapping[str, Any]) -> dict[str, Any]:
+def act_out(type: str, sold: Pack | Plan, of: Values) -> Any:
     """What an event is about, as Creem would show it."""
-    plan, currency, begins_at = isinstance(product, Plan), product.currency, of["begins_at"] or of["now"]
-    kind, days = type.partition(".")[0], 365 if getattr(product, "interval", "") == "year" else 30
-    sold = {"id": product.at_creem, "name": product.name, "price": product.cents, "currency": currency,
-            "billing_type": "recurring" if plan else "onetime"}
-    order = {"id": of["order_id"], "transaction": of["transaction_id"], "amount_paid": of["paid"],
-             "currency": currency, "status": "paid", "type": sold["billing_type"]}
-    transaction = {"id": of["transaction_id"], "order": of["order_id"], "amount_paid": of["paid"],
-                   "refunded_amount": (of["back"] or 0) + (of["cents"] or 0)}
-    about: dict[str, dict[str, Any]] = {
-        "checkout": {"id": of["checkout_id"], "request_id": of["request_id"], "status": "completed",
-                     "order": order, "units": of["units"], "subscription": of["subscription_id"]},
-        "subscription": {"id": of["subscription_id"], "status": STANDINGS.get(type, "active"),
-                         "last_transaction_id": of["transaction_id"], "current_period_start_date": begins_at,
-                         "current_period_end_date": begins_at + timedelta(days)},
-        "refund": {"id": f"ref_{of['token']}", "status": "succeeded", "refund_amount": of["cents"]},
-        "dispute": {"id": f"disp_{of['token']}", "amount": of["cents"]}}
-    if kind in REFUNDS:
-        about[kind] |= {"transaction": transaction, "subscription": of["subscription_id"]}
-    return about[kind] | {
-        "product": sold, "customer": {"id": of["customer_id"], "email": of["email"]}, "mode": "sandbox",
-        "metadata": {"referenceId": of["user_id"]}, "updated_at": of["now"]}
+    entities, begins_at = CREEM["entities"], of.get("begins_at") or of["now"]
+    days = 365 if isinstance(sold, Plan) and sold.interval == "year" else 30
+    return fill(merged(entities["any"], entities[type.partition(".")[0]]), {
+        **of, **msgspec.structs.asdict(sold), "at_creem": sold.at_creem, "begins_at": begins_at,
+        "ends_at": begins_at + timedelta(days), "standing": CREEM["standings"].get(type, "active")})
 
 def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now: int) -> bool:
     """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
@@ -2988,7 +2933,7 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
 
 def sign_return(query: str, key: str) -> str:
     """What Creem signs a buyer's way back to us with: the pairs in their order and the API key, hashed."""
-    pairs = [(name, text) for name, text in parse_qsl(query) if name in RETURNED and text not in ("", "null")]
+    pairs = [(name, text) for name, text in parse_qsl(query) if name in CREEM["returned"] and text != "null"]
     return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
 
 # ---------------------------------------------------------------------------
@@ -4180,7 +4125,7 @@ async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer
 async def pay_in_sandbox(request: Request, id: str, *, number: TestCard) -> Answer[Link]:
     """Pay with a test card; where to go then."""
     acted, checkout = sandbox(request), await request.read(find_checkout, id=id)
-    luck = CARDS.get(re.sub(r"[\s-]", "", number))
+    luck = CREEM["cards"].get(re.sub(r"[\s-]", "", number))
     if luck is None:
         raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
     if luck:

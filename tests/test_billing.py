@@ -436,7 +436,7 @@ async def store_of(settings, clock, provider, monkeypatch, **changes):
     production = changes.get("env") == "production"
     key = changes.setdefault("creem_api_key", "creem_x" if production else "creem_test_x")
     with Creem(key=key, mode="prod" if production else "test", clock=clock) as creem:
-        monkeypatch.setattr(v, "CREEM_HOSTS", {"test": creem.url, "production": creem.url})
+        monkeypatch.setitem(v.CREEM, "hosts", {"test": creem.url, "production": creem.url})
         creem.product("prod_StarterPack0001", price=1490)
         creem.product("big", price=3990)
         creem.product("prod_ProMonthly0001", price=2990, interval="month")

@@ -490,7 +490,7 @@ def test_the_test_cards_are_those_of_the_server(visit):
     rows = page.get_by_role("region", name="The test cards").get_by_role("listitem")
     said = [row.inner_text().replace(" ", "").split() for row in rows.all()]
     pays = {number: what == "pays" for number, what in said}
-    assert pays == {number: not why for number, why in v.CARDS.items()}
+    assert pays == {number: not why for number, why in v.CREEM["cards"].items()}
     rows.nth(2).get_by_role("button").click()
     expect(page.get_by_label("Number of the test card")).to_have_value("4000 0000 0000 0002")
     expect(page.get_by_label("Number of the test card")).to_be_focused()

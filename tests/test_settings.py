@@ -196,6 +196,13 @@ def test_a_broken_catalogue_is_refused_with_file_key_and_reason(tmp_path, old, n
     assert reason in line
 
 
+def test_how_creem_speaks_is_not_for_a_catalogue_of_ones_own_to_say(tmp_path):
+    """A copy of the built-in one, taken long ago perhaps, does not change how payments are read."""
+    said = CATALOG + '\n[creem]\nunpaid = []\n[creem.aliases]\n"subscription.active" = "subscription.paid"\n'
+    assert read(tmp_path, said).models == read(tmp_path, CATALOG).models
+    assert "pending" in v.CREEM["unpaid"] and "subscription.active" not in v.CREEM["aliases"]
+
+
 def test_a_catalogue_that_cannot_be_read_is_refused(tmp_path):
     assert "No such file" in refusal(v.read_catalogue, tmp_path / "nowhere.toml", PROVIDERS)
     assert str(tmp_path) in refusal(read, tmp_path, b"\xff\xfe\x00")
