@@ -3083,6 +3083,15 @@ async def newest_backup(data: Path, storage: Storage) -> Path | None:
     await storage.fetch(there, part)
     return part
 
+async def begin_with_backup(data: Path, storage: Storage) -> None:
+    """A new machine begins with the newest backup, if there is any.  Raises Refused: it might be there."""
+    try:
+        if backup := await newest_backup(data, storage):
+            await asyncio.to_thread(restore, data, backup)
+            log.warning("there was no database; the newest backup is restored")
+    except StorageFailed as failure:
+        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure}") from None
+
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
                    providers: Mapping[str, Provider] | None = None, environ: Mapping[str, str] = os.environ,
@@ -3103,10 +3112,8 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
-        new = not (data / "videofly.db").exists()
-        if new and (backup := await newest_backup(data, storage)):
-            await asyncio.to_thread(restore, data, backup)
-            log.warning("there was no database: began with the newest backup")
+        if not (data / "videofly.db").exists():
+            await begin_with_backup(data, storage)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3470,7 +3477,7 @@ JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] =
     "reconcile": ("30 2 * * *", look_after_payments), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
     "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
     "media": ("30 4 * * *", look_at_media), "tidy": ("45 4 * * *", lambda app: app.db.tidy()),
-    "release-holds": ("15 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
+    "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
     """Do a job that is due, or is wanted at_once, and keep what came of it; None if not due, or running."""
@@ -3657,7 +3664,7 @@ ARGUMENTS = {  # what Litestar would say in its own way
     "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
     "cursor": "cursor must be a nextCursor that this address returned.",
     "status": f"status must be one of {', '.join(typing.get_args(Status))}."}
-HEADERS = {"retryAfter": "Retry-After", "allow": "Allow", "requestId": "X-Request-Id"}  # by detail
+HEADERS = {"retryAfter": "Retry-After", "allow": "Allow"}  # by detail
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
     success: bool

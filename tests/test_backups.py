@@ -32,7 +32,8 @@ async def test_a_backup_is_the_database_as_it_was_and_nobody_notices(app, ada):
     made = await v.run_job(app, "backup", at_once=True)
     assert books_in(made["file"]) == await rows(app, BOOKS)
     assert v.in_file(Path(made["file"]), v.prove)["headHash"] == made["head"]
-    assert list((Path(app.settings.data) / "backups").iterdir()) == [Path(made["file"])]
+    made_here = {Path(made["file"]), Path(made["file"]).with_suffix(".media")}
+    assert {*(Path(app.settings.data) / "backups").iterdir()} == made_here
     with pytest.raises(sqlite3.OperationalError):  # readers still only read
         await app.db.read(lambda db: db.execute("DELETE FROM users"))
     await person(app, "bob@example.com", credits=5)
@@ -72,8 +73,9 @@ async def test_a_bucket_gets_each_backup_and_loses_what_is_thinned(app, ada, clo
     for _ in range(9):
         made = await v.run_job(app, "backup", at_once=True)
         clock.pass_s(86400)
-    here = {f"backups/{file.name}" for file in Path(made["file"]).parent.iterdir()}
+    here = {f"backups/{file.name}" for file in Path(made["file"]).parent.glob("*.db")}
     assert {*bucket.kept} == here
+    assert len([*Path(made["file"]).parent.iterdir()]) == 2 * len(here)  # each with its manifest
     assert bucket.kept[f"backups/{Path(made['file']).name}"] == Path(made["file"]).read_bytes()
 
 
@@ -121,7 +123,7 @@ def test_the_latest_is_restored_and_what_was_there_is_kept_aside(server):
     assert code == 1 and "A server is running" in said
     assert server.stop() == 0
     now = books_in(server.data / "videofly.db")
-    assert [file.stat().st_mode & 0o077 for file in (server.data / "backups").iterdir()] == [0]
+    assert {file.stat().st_mode & 0o077 for file in (server.data / "backups").iterdir()} == {0}
     code, said, _ = run(server.data, "restore", "latest")
     assert code == 0
     assert [row[1] for row in books_in(server.data / "videofly.db")] == [80]

@@ -272,7 +272,7 @@ async def test_a_database_from_the_future_is_refused(path):
     async with v.Database.open(path):
         pass
     file_with(path, "PRAGMA user_version = 99")
-    assert "version 99; this program knows up to 2" in await refusal(path)
+    assert "version 99; this program knows up to 3" in await refusal(path)
 
 
 @pytest.mark.parametrize("version", [0, 1, 99])

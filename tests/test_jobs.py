@@ -20,12 +20,16 @@ pytestmark = pytest.mark.anyio
 MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds, as the tests' clock counts
 TIMES = {  # of each job: how often, and how long after the epoch for the first time; that was a Thursday
     "expire-credits": (DAY, 2 * HOUR),
-    "cleanup-videos": (7 * DAY, 3 * DAY + 3 * HOUR),
     "reconcile": (DAY, 2 * HOUR + 30 * MINUTE),
-    "audit": (DAY, 4 * HOUR),
-    "prune": (10 * MINUTE, 0),
+    "cleanup-videos": (7 * DAY, 3 * DAY + 3 * HOUR),
     "backup": (DAY, 3 * HOUR + 15 * MINUTE),
+    "audit": (DAY, 4 * HOUR),
+    "media": (DAY, 4 * HOUR + 30 * MINUTE),
+    "tidy": (DAY, 4 * HOUR + 45 * MINUTE),
+    "release-holds": (HOUR, 20 * MINUTE),
+    "prune": (10 * MINUTE, 0),
 }
+DAILY = [name for name, (every, _) in TIMES.items() if every == DAY]
 FOX = {"model": "told", "prompt": "a red fox over snow"}  # 10 credits
 
 
@@ -83,10 +87,8 @@ async def ran(app, name):
 
 
 @pytest.mark.parametrize(("days", "step", "often"), [
-    (365, 12 * HOUR, {"prune": 731, "cleanup-videos": 53} | dict.fromkeys(
-        ("expire-credits", "reconcile", "audit", "backup"), 366)),
-    (8, 10 * MINUTE, {"prune": 1153, "cleanup-videos": 2} | dict.fromkeys(
-        ("expire-credits", "reconcile", "audit", "backup"), 9)),
+    (365, 12 * HOUR, {"prune": 731, "release-holds": 731, "cleanup-videos": 53} | dict.fromkeys(DAILY, 366)),
+    (8, 10 * MINUTE, {"prune": 1153, "release-holds": 193, "cleanup-videos": 2} | dict.fromkeys(DAILY, 9)),
 ])
 async def test_each_job_runs_as_often_as_its_crontab_says(app, clock, diary, days, step, often):
     looks = []
@@ -117,7 +119,7 @@ async def test_looking_every_minute_does_nothing_more(app, clock, diary):
     for _ in range(120):
         await v.run_due_jobs(app)
         clock.pass_s(MINUTE)
-    assert Counter(name for name, _ in diary) == dict.fromkeys(TIMES, 1) | {"prune": 12}
+    assert Counter(name for name, _ in diary) == dict.fromkeys(TIMES, 1) | {"prune": 12, "release-holds": 3}
 
 
 async def test_a_server_that_starts_does_at_once_what_is_due(app):
@@ -131,7 +133,8 @@ async def test_a_server_that_starts_does_at_once_what_is_due(app):
     assert results.pop("backup")["transactions"] == 0
     assert results == {
         "audit": {"faults": []}, "cleanup-videos": {"archivedCompleted": 0, "deletedFailed": 0},
-        "expire-credits": {"expiredPackages": 0}, "prune": {},
+        "expire-credits": {"expiredPackages": 0}, "prune": {}, "tidy": {}, "release-holds": {"holds": 0},
+        "media": {"files": 0, "missing": [], "removed": 0, "unknown": 0},
         "reconcile": {"heard": 0, "unknownProducts": []}}
 
 

@@ -321,10 +321,11 @@ def test_a_bug_is_logged_with_the_id_that_the_answer_carries_and_without_secrets
         problem = answer.json()["error"]
         assert (answer.status_code, problem["code"]) == (500, "E5007")
         assert problem["details"]["requestId"] == answer.headers["x-request-id"]
-        assert (
-            f"{answer.headers['x-request-id']} POST {answer.request.url.path}" in log
-            and "OperationalError" in log
-        )
+        lines = [json.loads(line) for line in log.splitlines() if answer.headers["x-request-id"] in line]
+        assert [line["levelname"] for line in lines] == ["ERROR", "INFO"]
+        assert lines[0]["message"] == f"POST {answer.request.url.path}"
+        assert "OperationalError" in lines[0]["exc_info"]
+        assert lines[1]["message"].startswith(f"POST {answer.request.url.path} 500 in ")
         assert "OperationalError" not in answer.text and "no such table" not in answer.text
     secret = (small.data / "secret").read_text()
     for hidden in (

@@ -307,6 +307,8 @@ async def test_with_a_wrong_secret_a_video_fails_free_and_is_stored_when_it_is_r
     bucket, clock, provider, s3, caplog
 ):
     wrong = v.msgspec.structs.replace(bucket, s3_secret_key="not-the-secret")
+    async with opened(bucket, clock, provider):
+        pass  # from now on there is a database
     async with opened(wrong, clock, provider) as app, client_of(app) as client:
         ada = await person(app, "ada@example.com", credits=100, is_admin=True)
         client.headers.update(ada.headers)
@@ -341,7 +343,9 @@ async def test_with_a_wrong_secret_a_video_fails_free_and_is_stored_when_it_is_r
         await books_are_right(app)
 
 
-async def test_without_the_bucket_everything_says_so(bucket, clock, provider):
+async def test_without_the_bucket_everything_says_so(settings, bucket, clock, provider):
+    async with opened(settings, clock, provider):
+        pass  # from now on there is a database
     async with opened(v.msgspec.structs.replace(bucket, s3_bucket="never-made"), clock, provider) as app:
         with pytest.raises(v.StorageFailed, match="There is no bucket never-made"):
             await app.storage.check()
@@ -459,7 +463,7 @@ def small_disk(tmp_path, settings):
     """Settings whose data folder is a disk of 8 MB."""
     disk = tmp_path / "disk"
     assert mount_small_disk(disk)
-    yield v.msgspec.structs.replace(settings, data=str(disk), video_max_concurrent=1000)
+    yield v.msgspec.structs.replace(settings, data=str(disk), video_max_concurrent=1000, disk_low_mb=0)
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
