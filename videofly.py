@@ -101,7 +101,7 @@ from PIL import Image, ImageDraw, ImageOps
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.msgspec import MsgspecFormatter
 from starlette.responses import FileResponse
 
 HERE = Path(__file__).parent
@@ -4553,7 +4553,7 @@ async def ask(client: httpx.AsyncClient, line: str, **wish: Any) -> Any:
 def write_log(form: str) -> None:
     """To stderr, with the id of the request that it is about."""
     fields, handler = "%(asctime)s %(levelname)s %(name)s %(message)s %(requestId)s", logging.StreamHandler()
-    handler.setFormatter(JsonFormatter(fields) if form == "json" else logging.Formatter(fields))
+    handler.setFormatter(MsgspecFormatter(fields) if form == "json" else logging.Formatter(fields))
     handler.addFilter(lambda record: vars(record).update(requestId=REQUEST_ID.get()) or True)
     logging.basicConfig(handlers=[handler], force=True)
 
