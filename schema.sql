@@ -451,6 +451,14 @@ CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitle
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
 CREATE INDEX payment_events_to_forget        ON payment_events (received_at) WHERE body IS NOT NULL;
 
+-- What became clear of one event is so of the others of the same payment, and whose it is of the same subscription.
+CREATE TRIGGER payment_events_agree AFTER UPDATE OF entitlement ON payment_events BEGIN
+    UPDATE payment_events SET user_id = coalesce(user_id, NEW.user_id),
+                              entitlement = iif(payment = NEW.payment, NEW.entitlement, entitlement)
+    WHERE payment = NEW.payment AND NEW.entitlement IS NOT NULL
+       OR subscription_id = NEW.subscription_id AND user_id IS NULL;
+END;
+
 -- Those that Creem knows of, and of which nothing was heard.
 CREATE VIEW open_checkouts AS
     SELECT * FROM checkouts c

@@ -56,6 +56,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import types
 import typing
 import uuid
 import weakref
@@ -79,28 +80,19 @@ import httpx
 import litestar
 import msgspec
 import offapi
+import prometheus_client as prometheus
 import urllib3
 import uvicorn
 import uvloop
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
-from av import VideoFrame, VideoStream
-from av.container import InputContainer
-from av.stream import Disposition
-from litestar import Litestar, MediaType, Response, Router, get, post, route
+from litestar import Litestar, MediaType, Response, Router, get, openapi, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
-from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException
-from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, MultipartBody, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from litestar.static_files import create_static_files_router
 from PIL import Image, ImageDraw, ImageOps
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, Metric, generate_latest
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 from pythonjsonlogger.msgspec import MsgspecFormatter
 from starlette.responses import FileResponse
 
@@ -1628,13 +1620,6 @@ def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
                                   credits = :credits, promised = :promised WHERE id = :id
     """, user_id=user_id, product=event.product if event.credits else product and product.id,
         entitlement=entitlement, credits=credits, promised=promised, id=event.id)
-    run(db, """
-        UPDATE payment_events SET user_id = coalesce(user_id, :user_id),
-                                  entitlement = iif(payment = :payment, :entitlement, entitlement)
-        WHERE payment = :payment AND :entitlement IS NOT NULL
-           OR subscription_id = :subscription_id AND user_id IS NULL
-    """, user_id=user_id, entitlement=entitlement, payment=event.payment,
-        subscription_id=event.subscription_id)
     return find_event(db, id=event.id)
 
 def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
@@ -2161,13 +2146,16 @@ def open_still(content: bytes, enough: int) -> Image.Image:
         ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
         return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
 
+Film = tuple[av.container.InputContainer, av.VideoStream, av.VideoFrame, float]
+
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoFrame, float]]:
+def open_video(path: Path) -> Iterator[Film]:
     """A file opened by a demuxer of moving pictures only, its first stream that is a video rather than cover
     art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-            films = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
+            cover = av.stream.Disposition.attached_pic
+            films = (one for one in container.streams.video if not one.disposition & cover)
             if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
                 raise NotAVideo("it has no moving picture in it")
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
@@ -2221,7 +2209,7 @@ def clouds(rng: random.Random, size: tuple[int, int], frames: int) -> Iterator[I
     paint = f"lutyuv=2*val-128,format=yuv444p,pseudocolor=preset={palette},hue={rng.randint(-30, 10)}"
     drift = f"trim=end_frame={frames // 2},split[there][copy];[copy]reverse[back];[there][back]concat"
     with av.open(f"{noise},{paint},{drift},scale={size[0]}x{size[1]}", format="lavfi") as source:
-        yield from map(VideoFrame.to_image, source.decode(video=0))
+        yield from map(av.VideoFrame.to_image, source.decode(video=0))
 
 def camera(rng: random.Random, size: tuple[int, int], frames: int, data: bytes) -> Iterator[Image.Image]:
     """A slow pan and zoom over the still in `data`; by less than a pixel, so it never steps.  NotAnImage."""
@@ -2248,7 +2236,7 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
             stream = out.add_stream("libx264", FPS, ENCODING, width=width, height=height)
             for number, picture in enumerate(pictures, 1):
                 picture.paste(ink, mask=ink)
-                out.mux(stream.encode(VideoFrame.from_image(picture)))  # type: ignore[no-untyped-call]
+                out.mux(stream.encode(av.VideoFrame.from_image(picture)))  # type: ignore[no-untyped-call]
                 if number * 20 % frames < 20:
                     report(number * 100 // frames)
             out.mux(stream.encode())
@@ -2984,8 +2972,9 @@ class App:
         self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
-        self.registry = CollectorRegistry()
-        timed = functools.partial(Histogram, namespace="videofly", unit="seconds", registry=self.registry)
+        self.registry = prometheus.CollectorRegistry()
+        timed = functools.partial(
+            prometheus.Histogram, namespace="videofly", unit="seconds", registry=self.registry)
         self.requests = timed("request", "Answers, by address", ("method", "path", "status"))
         self.steps = timed("step", "What the worker does for videos, by status", ("status", "provider"))
         db.on_news = self.hear
@@ -3060,10 +3049,8 @@ def restore(data: Path, source: Path) -> Path:
     try:
         shutil.copyfile(source, part)
         prove_copy(part)
-    except OSError as error:
-        raise Refused(f"{source}: {error.strerror}.") from None
-    except Refused as refusal:
-        raise Refused(f"{source} was not restored. {refusal}") from None
+    except (OSError, Refused) as failure:
+        raise Refused(f"{source} is not right, and was not restored: {failure}") from None
     aside.mkdir()
     if database.exists():
         with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
@@ -3654,7 +3641,7 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
 Refusal = TypedDict("Refusal", {"code": str, "message": str, "details": dict[str, Any]})
 Failed = TypedDict("Failed", {"success": bool, "error": Refusal})
 KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
-REFUSED = {status: ResponseSpec(Failed, generate_examples=False, description="; ".join(
+REFUSED = {status: openapi.ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})}
 ARGUMENTS = {  # what Litestar would say in its own way
@@ -3736,6 +3723,12 @@ async def authenticate(request: Request) -> Principal:
 
 def operator_token(secret: str) -> str:
     return "vfo_" + sign(secret, "operator", "")
+
+def only_with(request: Request, secret: str, variable: str) -> None:
+    """For programs that were given a secret.  Raises Unauthorized, also while there is none."""
+    given = request.headers.get("authorization", "")
+    if not secret or not hmac.compare_digest(given.encode(), f"Bearer {secret}".encode()):
+        raise Unauthorized(f"Send Authorization: Bearer and the {variable}.")
 
 async def signed_in(request: AnyRequest) -> None:
     """Before anything that they sent is read, whoever asks is known."""
@@ -4106,10 +4099,8 @@ async def run_job_now(request: Request, name: FromPath[str]) -> Answer[dict[str,
 
 @get("/api/cron/{name:str}", include_in_schema=False)
 async def run_by_cron(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
-    """For schedulers elsewhere, which have the CRON_SECRET."""
-    secret, given = request.parts.settings.cron_secret, request.headers.get("authorization", "")
-    if not secret or not hmac.compare_digest(given.encode(), f"Bearer {secret}".encode()):
-        raise Unauthorized("Send Authorization: Bearer and the CRON_SECRET.")
+    """For schedulers elsewhere."""
+    only_with(request, request.parts.settings.cron_secret, "CRON_SECRET")
     return await run_job_now(request, name)
 
 SandboxCheckout = TypedDict("SandboxCheckout", {
@@ -4301,8 +4292,8 @@ def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits
         asks = any(one.name == "db" or one.kind is one.KEYWORD_ONLY for one in words)
         handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks else fn
         handler.__name__ = name  # the operation's, in the document
-        responses = REFUSED | ({204: ResponseSpec(None)} if status == 204 else {})
-        put = route(path, http_method=[HttpMethod(method)], status_code=status, responses=responses)
+        responses = REFUSED | ({204: openapi.ResponseSpec(None)} if status == 204 else {})
+        put = route(path, http_method=[cast(Any, method)], status_code=status, responses=responses)
         handlers.append(put(handler))
     security = [{"key": list[str]()}] if who in (signed_in, administrator) else None  # for the document only
     return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security, **limits)
@@ -4399,29 +4390,24 @@ async def show_health(request: Request) -> dict[str, str]:
         raise Busy(" ".join(bad) or "The server is stopping.")
     return {"status": "ready" if ready else "ok"}
 
-class Numbers(Collector):
-    """Rows of (name, help, labels as JSON, number), as Prometheus wants them."""
-    def __init__(self, rows: list[tuple[str, str, str, float]]) -> None:
-        self.rows = rows
-
-    def collect(self) -> Iterator[Metric]:
-        for (name, help), group in itertools.groupby(self.rows, lambda row: row[:2]):
-            kind = "counter" if name.endswith("_total") else "gauge"
-            family = Metric(name.removesuffix("_total"), help, kind)
-            family.samples = [Sample(name, loads(labels), number) for *_, labels, number in group]
-            yield family
-
 @get("/metrics", include_in_schema=False)
 async def show_metrics(request: Request) -> Response[bytes]:
     """Numbers for Prometheus: for this machine, or for whoever has the VIDEOFLY_METRICS_TOKEN."""
-    app, given = request.parts, request.headers.get("authorization", "").encode()
-    token, host = app.settings.metrics_token, request.client.host if request.client else ""
-    here = not token and host and ipaddress.ip_address(host).is_loopback
-    if not here and not (token and hmac.compare_digest(given, f"Bearer {token}".encode())):
-        raise Unauthorized("Send Authorization: Bearer and the VIDEOFLY_METRICS_TOKEN.")
-    found = [*measures(app), *await app.db.read(metrics)]
-    text = b"".join(generate_latest(part) for part in (Numbers(found), app.registry))
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    app, host = request.parts, request.client.host if request.client else ""
+    if app.settings.metrics_token or not host.startswith(("127.", "::1")):
+        only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
+    found = [*families([*measures(app), *await app.db.read(metrics)]), *app.registry.collect()]
+    text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
+    return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
+
+def families(rows: Iterable[tuple[str, str, str, float]]) -> Iterator[prometheus.Metric]:
+    """Of rows of (name, help, labels as JSON, number), in which each name stands together."""
+    for (name, help), group in itertools.groupby(rows, lambda row: row[:2]):
+        plain = name.removesuffix("_total")
+        family = prometheus.Metric(plain, help, "gauge" if plain == name else "counter")
+        for *_, labels, number in group:
+            family.add_sample(name, loads(labels), number)
+        yield family
 
 def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
     """What the process knows."""
@@ -4432,7 +4418,7 @@ def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
     yield "videofly_steps", "Steps of videos that are being taken", "{}", len(app.working)
     yield "videofly_transactions_waiting", "For the writer", "{}", app.db.waiting
 
-class Document(JsonRenderPlugin):
+class Document(openapi.plugins.JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
@@ -4469,14 +4455,15 @@ def http(app: App) -> Site:
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
     return Site(
         [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
-         show_metrics,
-         *(create_static_files_router(at, [there], cache_control=FOR_EVER) for at, there in folders.items())],
+         show_metrics, *(create_static_files_router(at, [there], cache_control=FOR_EVER)
+                         for at, there in folders.items())],
         opt={"parts": app}, request_class=Request, request_max_body_size=BODY_MAX, logging_config=None,
         exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
-        openapi_config=OpenAPIConfig(
+        openapi_config=openapi.OpenAPIConfig(
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
-            components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")})))
+            components=openapi.spec.Components(
+                security_schemes={"key": openapi.spec.SecurityScheme(type="http", scheme="bearer")})))
 
 # ---------------------------------------------------------------------------
 # 19  Command line
