@@ -530,7 +530,7 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     rows = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
     if len(rows) <= limit:  # the extra one only tells that there is more
         return rows, None
-    last = next(iter(msgspec.to_builtins(rows[limit - 1]).values()))
+    last = next(iter(cast(dict[str, Any], rows[limit - 1]).values()))
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
 def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int,
@@ -1804,30 +1804,14 @@ Failure = TypedDict("Failure", {"code": str, "message": str})
 Upload = TypedDict("Upload", {"key": str, "url": str})
 VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "error": Failure | None,
                                         "videoUrl": str | None, "posterUrl": str | None})
-
-class Video(msgspec.Struct, frozen=True, rename="camel"):
-    """A video as its owner sees it."""
-    video_uuid: str
-    status: Status
-    model: str
-    prompt: str
-    negative_prompt: str
-    duration: int  # seconds
-    aspect_ratio: str
-    quality: str
-    seed: int
-    credits_used: int  # frozen while it is made, spent when it is COMPLETED, given back when it FAILED
-    progress: int  # 0 to 100
-    created_at: datetime
-    finished_at: datetime | None = None
-    width: int | None = None
-    height: int | None = None
-    duration_ms: int | None = None
-    size_bytes: int | None = None
-    error: Failure | None = None
-    cancel_requested_at: datetime | None = None
-    video_url: str | None = None  # from the database: the storage key; to people: a link that ends
-    poster_url: str | None = None
+# As its owner sees it.  duration: seconds; creditsUsed: frozen while it is made, spent when it is COMPLETED,
+# given back when it FAILED; progress: 0 to 100; the last two: the database has keys, people see links.
+Video = TypedDict("Video", {
+    "videoUuid": str, "status": Status, "model": str, "prompt": str, "negativePrompt": str, "duration": int,
+    "aspectRatio": str, "quality": str, "seed": int, "creditsUsed": int, "progress": int,
+    "createdAt": datetime, "finishedAt": datetime | None, "width": int | None, "height": int | None,
+    "durationMs": int | None, "sizeBytes": int | None, "error": Failure | None,
+    "cancelRequestedAt": datetime | None, "videoUrl": str | None, "posterUrl": str | None})
 
 class Job(Order, frozen=True):
     """A video as the worker sees it."""
@@ -1866,8 +1850,7 @@ def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: s
     return answer.encode()
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
-                  catalog_version: str, timeout: int, now: int, moderation_id: str | None = None,
-                  ) -> Video:
+                  catalog_version: str, timeout: int, now: int, moderation_id: str | None = None) -> Video:
     """Take an order: the limit, the credits, the video and its event, or none of them.
     Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
@@ -1877,8 +1860,7 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
     insert(db, "videos", id=id, user_id=user_id, **ordered, moderation_id=moderation_id, due_at=now,
            deadline_at=now + timeout, created_at=now, changed_at=now)
-    return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
-                 order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))
+    return get_video(db, user_id=user_id, id=id)
 
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
     for key in images:
@@ -2106,9 +2088,9 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
     jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
     charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
-    return {"videoUuid": id, "status": video.status, "model": video.model, "duration": video.duration,
-            "quality": video.quality, "creditsCharged": charged, "error": video.error, "holds": holds,
-            "transactions": rows, "providerJobs": jobs}
+    return {"videoUuid": id, "status": video["status"], "model": video["model"], "holds": holds,
+            "duration": video["duration"], "quality": video["quality"], "creditsCharged": charged,
+            "error": video["error"], "transactions": rows, "providerJobs": jobs}
 
 # ---------------------------------------------------------------------------
 # 10  Media
@@ -3651,7 +3633,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     while True:
         bell, video = app.bell(request.user.user_id), await request.read(get_video, id=id)
         left_s = ends_at - time.monotonic()
-        if video.finished_at or left_s <= 0 or app.stopping.is_set():
+        if video["finishedAt"] or left_s <= 0 or app.stopping.is_set():
             return video
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
@@ -3683,9 +3665,9 @@ async def store_again(request: Request, uuid: FromPath[str], key: Once = None) -
     await check_original(request.parts, job)
     await request.write_once(retry_video, key, None, id=uuid)
     video = await wait_for_end(request, uuid, RETRY_WAIT_S)
-    if video.error:
-        raise KINDS[video.error["code"]](video.error["message"])
-    return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
+    if failure := video["error"]:
+        raise KINDS[failure["code"]](failure["message"])
+    return Response(ok(with_links(request, video)), status_code=200 if video["finishedAt"] else 202)
 
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
     return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
