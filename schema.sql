@@ -316,6 +316,12 @@ CREATE VIEW shown_videos AS
            storage_key AS video_url, poster_key AS poster_url
     FROM videos;
 
+-- Those that their owner still has.  In two halves, because each has its index.
+CREATE VIEW listed_videos AS
+    SELECT * FROM shown_videos WHERE finished_at IS NULL
+    UNION ALL
+    SELECT * FROM shown_videos WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
+
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
 -- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
 -- sent, and no answer came.

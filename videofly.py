@@ -450,14 +450,14 @@ def columns(db: Db, table: str) -> list[str]:
     return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])]
 
 @functools.cache
-def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
-    """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    known: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
+def fields_of(as_: type[Any]) -> dict[str, tuple[str, Callable[[Any], Any] | None]]:
+    """By column: the field, and how it comes from SQLite, which has no type for booleans, times and JSON."""
+    known: dict[Any, Any] = {int: None, float: None, str: None, bool: bool, datetime: moment}
     kinds = {name: typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
              for name, hint in typing.get_type_hints(as_).items()}
-    return {name: known.get(kind) or functools.partial(msgspec.json.decode, type=kind)
-            for name, kind in kinds.items()
-            if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}
+    known |= {kind: None for kind in kinds.values() if typing.get_origin(kind) is Literal}
+    return {snake_case(name): (name, known.get(kind, functools.partial(msgspec.json.decode, type=kind)))
+            for name, kind in kinds.items()}
 
 def moment(at: int) -> datetime:
     return datetime.fromtimestamp(at / 1000, UTC)
@@ -465,15 +465,11 @@ def moment(at: int) -> datetime:
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names, or as typed dictionaries, which have them as
     people see them; the query may begin with its FROM."""
-    words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql
-    found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
-    shown = camel_case if typing.is_typeddict(as_) else str
-    makers = [(name, how.get(name)) for name in (shown(column) for column, *_ in found.description)]
+    fields = fields_of(as_)  # type: ignore[arg-type]
+    found = db.execute(f"SELECT {', '.join(fields)} {sql}" if sql.startswith("FROM ") else sql, params)
+    makers = [fields.get(column, (column, None)) for column, *_ in found.description]
     return [as_(**{name: make(value) if make and value is not None else value
                    for (name, make), value in zip(makers, row, strict=True)}) for row in found.fetchall()]
-
-def select(as_: type[Any]) -> str:
-    return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
 
 @functools.cache
 def camel_case(name: str) -> str:
@@ -1885,20 +1881,17 @@ def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound())
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
-    """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
-    both = " UNION ALL ".join(f"""{select(Video)} FROM shown_videos
-        WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
-    """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
-    videos, after = newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
+    """A user's videos, newest first: ids begin with the time."""
+    sql = "FROM listed_videos WHERE user_id = :user_id AND id < :before AND status = ifnull(:status, status)"
+    videos, after = newest(db, Video, sql, cursor=cursor, limit=limit, position=VideoPosition,
                            user_id=user_id, status=status)
     return {"videos": videos, "nextCursor": after}
 
 def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job], int | None]:
     """What the worker has to do now, and when there will be something next, milliseconds."""
-    jobs = many(db, Job, """
-        FROM videos WHERE due_at <= :now AND id NOT IN (SELECT value FROM json_each(:busy))
-        ORDER BY due_at LIMIT :limit
-    """, now=now, busy=as_json(busy), limit=limit)
+    others = "id NOT IN (SELECT value FROM json_each(:busy))"
+    jobs = many(db, Job, f"FROM videos WHERE due_at <= :now AND {others} ORDER BY due_at LIMIT :limit",
+                now=now, busy=as_json(busy), limit=limit)
     return jobs, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :now", now=now)
 
 def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any) -> bool:
