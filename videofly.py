@@ -82,8 +82,6 @@ import uvloop
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from av import VideoFrame, VideoStream
-from av.container import InputContainer
-from av.stream import Disposition
 from litestar import Litestar, MediaType, Response, Router, get, post, route
 from litestar.datastructures import CacheControlHeader, Cookie, State, UploadFile
 from litestar.enums import HttpMethod
@@ -2123,12 +2121,13 @@ def open_still(content: bytes, enough: int) -> Image.Image:
         return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
 
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoFrame, float]]:
+def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, VideoStream, VideoFrame, float]]:
     """A file opened by a demuxer of moving pictures only, its first stream that is a video rather than cover
     art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-            films = (one for one in container.streams.video if not one.disposition & Disposition.attached_pic)
+            art = av.stream.Disposition.attached_pic
+            films = (one for one in container.streams.video if not one.disposition & art)
             if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
                 raise NotAVideo("it has no moving picture in it")
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
@@ -2138,9 +2137,11 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream, VideoF
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
 
-def probe(path: Path) -> dict[str, int]:
-    """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
-    with open_video(path) as (container, stream, first, seconds):
+def examine_video(path: Path, poster: Path) -> dict[str, int]:
+    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
+    it, as a JPEG of 640 pixels at most.  Raises NotAVideo."""
+    with open_video(path) as (container, stream, frame, seconds):
+        measured = {"width": frame.width, "height": frame.height, "duration_ms": round(seconds * 1000)}
         # The last packets are read: a download that was cut short opens and plays, but stops early.
         container.seek(max(0, int((seconds - 0.1) * av.time_base)))
         end = 0.0
@@ -2151,18 +2152,13 @@ def probe(path: Path) -> dict[str, int]:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
-        return {"width": first.width, "height": first.height, "duration_ms": round(seconds * 1000),
-                "size_bytes": path.stat().st_size}
-
-def write_poster(path: Path, target: Path) -> None:
-    """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
-    with open_video(path) as (container, stream, frame, seconds):
         with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched still has a first frame
             container.seek(int(seconds / 3 * av.time_base))
             frame = next((one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3), frame)
         picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
-    picture.save(target, "JPEG", quality=82, progressive=True)
+    picture.save(poster, "JPEG", quality=82, progressive=True)
+    return measured | {"size_bytes": path.stat().st_size}
 
 # ---------------------------------------------------------------------------
 # 11  Preview
@@ -3195,8 +3191,7 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
-        media = await asyncio.to_thread(probe, file)
-        await asyncio.to_thread(write_poster, file, poster)
+        media = await asyncio.to_thread(examine_video, file, poster)
         await app.storage.put(keys["poster_key"], poster, "image/jpeg")
         await app.storage.put(keys["storage_key"], file, "video/mp4")
         if not await app.write(complete, job=job, stored=keys | media):
