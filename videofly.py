@@ -469,11 +469,9 @@ def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     return [as_(**{name: make(value) if make and value is not None else value
                    for (name, make), value in zip(makers, row, strict=True)}) for row in found.fetchall()]
 
-@functools.cache
 def camel_case(name: str) -> str:
     return re.sub("_([a-z])", lambda found: found[1].upper(), name)
 
-@functools.cache
 def snake_case(name: str) -> str:
     return re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name)
 
@@ -653,10 +651,8 @@ class Template(Strict, frozen=True, kw_only=True):
             if unknown := sorted(asked - known):
                 raise ValueError(f"{call.path} names {unknown[0]}, which nothing gives")
             list(placeholders(call.query))  # whose names may be an answer's
-        if not (self.status or self.results):
-            raise ValueError("without status, results must say where the result is")
-        if not (self.results or self.content):
-            raise ValueError("neither results nor content says where the result is")
+        if not (self.results or (self.status and self.content)):
+            raise ValueError("nothing says where the result is: neither results nor, with a status, content")
 
 class Snapshot(msgspec.Struct, frozen=True):
     """How a job stands at its provider."""
@@ -828,7 +824,6 @@ Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")]
 Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
-Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
 
@@ -985,8 +980,7 @@ def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
     """What can be offered with the providers that are ready."""
     return msgspec.structs.replace(catalogue, models=[
         msgspec.structs.replace(model, providers=able, enabled=model.enabled and bool(able))
-        for model in catalogue.models for able in [[name for name in model.providers if name in ready]]
-    ])
+        for model in catalogue.models for able in [[name for name in model.providers if name in ready]]])
 
 def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
@@ -1002,7 +996,7 @@ class NewVideo(Input, frozen=True):
                 "aspectRatio": InvalidOption, "quality": InvalidOption}
 
     model: Annotated[str, msgspec.Meta(max_length=100)]
-    prompt: Prompt
+    prompt: Annotated[str, _("what the video should show", min_length=1, max_length=4000)]
     duration: Seconds | None = None
     aspect_ratio: Annotated[str, msgspec.Meta(max_length=10)] | None = None
     quality: Annotated[str, msgspec.Meta(max_length=10)] | None = None
