@@ -1069,6 +1069,9 @@ TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 HoldState = Literal["frozen", "settled", "released"]
 
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
+SHOWN_AS: dict[Kind, TransType] = {  # to people; a grant as what it came from
+    "freeze": "VIDEO_CONSUME", "settle": "VIDEO_CONSUME", "release": "REFUND", "expire": "EXPIRED",
+    "deduct": "SYSTEM_ADJUST", "refund": "REFUND"}
 
 # What people are shown, with the names that they see.
 Draw = TypedDict("Draw", {"packageId": int, "credits": int, "expiresAt": datetime | None})  # from one package
@@ -1095,7 +1098,7 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
                         entitlement=entitlement, created_at=now, expires_at=expires_at,
                         spendable_until_at=expires_at)
     if package_id:
-        record(db, "grant", trans_type, user_id, package_id, credits, now, note=note)
+        record(db, "grant", user_id, package_id, credits, now, note=note, source=trans_type)
         refund_deduct(db, user_id=user_id, now=now)
     return bool(package_id)
 
@@ -1129,19 +1132,11 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
     hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
                      credits=credits, catalog_version=catalog_version, created_at=now)
     for part in draws:
-        record(db, "freeze", "VIDEO_CONSUME", user_id, part["packageId"], part["credits"], now,
-               hold_id=hold_id, note=note)
+        record(db, "freeze", user_id, part["packageId"], part["credits"], now, note=note, hold_id=hold_id)
 
-def settle(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
-    return end_hold(db, "settled", "settle", "VIDEO_CONSUME", video_id=video_id, now=now)
-
-def release(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
-    return end_hold(db, "released", "release", "REFUND", video_id=video_id, now=now)
-
-def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, video_id: str, now: int) -> bool:
-    """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
+def end_hold(db: Db, kind: Literal["settle", "release"], *, video_id: str, now: int) -> bool:
+    """Spend what is frozen for a video, because it was made, or give it back.  False: nothing was frozen any
+    more.  Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     parts = db.execute("""
         SELECT t.hold_id, t.user_id, t.package_id, t.credits,
@@ -1150,18 +1145,18 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
         FROM video_transactions t JOIN credit_packages p ON p.id = t.package_id
         WHERE t.video_id = :video_id AND t.state = 'frozen' AND t.kind = 'freeze' ORDER BY t.id
     """, {"video_id": video_id, "now": now}).fetchall()
-    for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
+    for _, user_id, package_id, _, lost, grace in parts if kind == "release" else ():
         if lost:  # first, so that a release's rows stand together in the journal
-            record(db, "expire", "EXPIRED", user_id, package_id, lost, now)
+            record(db, "expire", user_id, package_id, lost, now)
         if grace:
             run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
                 until=now + GRACE, id=package_id)
     for hold_id, user_id, package_id, credits, *_ in parts:
-        record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
-    if parts and state == "released":
+        record(db, kind, user_id, package_id, credits, now, hold_id=hold_id)
+    if parts and kind == "release":
         refund_deduct(db, user_id=parts[0][1], now=now)
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
-                        " AND state = 'frozen'", state=state, now=now, id=video_id))
+                        " AND state = 'frozen'", state=f"{kind}d", now=now, id=video_id))
 
 def expire(db: Db, *, now: int, limit: int = 500) -> int:
     """Take what remains in packages past their date with nothing frozen, and say in how many."""
@@ -1170,13 +1165,13 @@ def expire(db: Db, *, now: int, limit: int = 500) -> int:
         AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
     """, {"now": now, "limit": limit}).fetchall()
     for user_id, package_id, credits in due:
-        record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
+        record(db, "expire", user_id, package_id, credits, now)
     return len(due)
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
-        record(db, "deduct", "SYSTEM_ADJUST", user_id, part["packageId"], part["credits"], now, note=note)
+        record(db, "deduct", user_id, part["packageId"], part["credits"], now, note=note)
 
 def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[int, int]:
     """Take what the user owes since payments were paid back: from what such a payment bought (first), then
@@ -1185,19 +1180,18 @@ def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[i
     packages = spendable(db, user_id=user_id, now=now, order=NEWEST_FIRST, first=first) if owed else []
     deducted = min(owed, sum(package["credits"] for package in packages))
     for part in draw(packages, deducted):
-        record(db, "refund", "REFUND", user_id, part["packageId"], part["credits"], now,
-               note="Payment refunded")
+        record(db, "refund", user_id, part["packageId"], part["credits"], now, note="Payment refunded")
     return deducted, owed - deducted
 
-def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
-           *, hold_id: int | None = None, note: str = "") -> None:
+def record(db: Db, kind: Kind, user_id: str, package_id: int, credits: int, now: int, *, note: str = "",
+           hold_id: int | None = None, source: Source | None = None) -> None:
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
         SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ?
                           ORDER BY id DESC LIMIT 1) FROM credit_transactions ORDER BY id DESC LIMIT 1
     """, [user_id]).fetchone() or (0, NO_HASH, 0)
     remains = (remained or 0) + EFFECT.get(kind, -1) * credits
-    row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
+    row = (id + 1, user_id, package_id, hold_id, kind, source or SHOWN_AS[kind], credits, remains, note, now)
     marks = "?, " * len(row) + "?"
     db.execute(f"INSERT INTO credit_transactions VALUES ({marks})", (*row, chain(hash, row)))  # noqa: S608
 
@@ -1959,7 +1953,7 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
         return True
     if not step_video(db, job, status="COMPLETED", finished_at=now, due_at=None, now=now, **stored):
         return False
-    settled = settle(db, video_id=job.id, now=now)
+    settled = end_hold(db, "settle", video_id=job.id, now=now)
     assert settled, "a video is never delivered free"
     return True
 
@@ -1967,7 +1961,7 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = N
     """It will not be made: say why, and give its credits back."""
     if step_video(db, job, status="FAILED", finished_at=now, error_code=problem.code,
                   error_message=problem.message[:1000], due_at=due_at, now=now):
-        release(db, video_id=job.id, now=now)
+        end_hold(db, "release", video_id=job.id, now=now)
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video: at once while no provider has it.  Else that is a wish, which the worker passes on,
