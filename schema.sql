@@ -330,6 +330,12 @@ CREATE VIEW stuck_holds AS
     SELECT h.video_id, v.status FROM credit_holds h JOIN videos v ON v.id = h.video_id
     WHERE h.state = 'frozen' AND v.finished_at IS NOT NULL;
 
+-- Those that their owner still has.  In two halves, because each has its index.
+CREATE VIEW listed_videos AS
+    SELECT * FROM shown_videos WHERE finished_at IS NULL
+    UNION ALL
+    SELECT * FROM shown_videos WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
+
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
 -- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
 -- sent, and no answer came.

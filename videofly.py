@@ -444,8 +444,8 @@ def reshape(db: Db, model: Db, version: int) -> None:
     with db:  # commits at its end, or rolls back
         db.execute("BEGIN IMMEDIATE")
         counted = db.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
-        for name, (type, _) in has.items():
-            if type in ("view", "trigger"):
+        for name, (type, sql) in has.items():
+            if type in ("view", "trigger") or (type == "index" and wants.get(name) != (type, sql)):
                 db.execute(f"DROP {type} {name}")
         for name in old:
             db.execute(f"ALTER TABLE {name} RENAME TO old_{name}")
@@ -467,14 +467,14 @@ def columns(db: Db, table: str) -> list[str]:
     return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])]
 
 @functools.cache
-def casts(as_: type[Any]) -> dict[str, Callable[[Any], Any]]:
-    """How SQLite's values become a Struct's: booleans, times and JSON are what SQLite has no type for."""
-    known: dict[Any, Callable[[Any], Any]] = {bool: bool, datetime: moment}
+def fields_of(as_: type[Any]) -> dict[str, tuple[str, Callable[[Any], Any] | None]]:
+    """By column: the field, and how it comes from SQLite, which has no type for booleans, times and JSON."""
+    known: dict[Any, Any] = {int: None, float: None, str: None, bool: bool, datetime: moment}
     kinds = {name: typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint
              for name, hint in typing.get_type_hints(as_).items()}
-    return {name: known.get(kind) or functools.partial(msgspec.json.decode, type=kind)
-            for name, kind in kinds.items()
-            if kind not in (int, float, str) and typing.get_origin(kind) is not Literal}
+    known |= {kind: None for kind in kinds.values() if typing.get_origin(kind) is Literal}
+    return {snake_case(name): (name, known.get(kind, functools.partial(msgspec.json.decode, type=kind)))
+            for name, kind in kinds.items()}
 
 def moment(at: int) -> datetime:
     return datetime.fromtimestamp(at / 1000, UTC)
@@ -482,21 +482,15 @@ def moment(at: int) -> datetime:
 def many(db: Db, as_: type[T], sql: str, **params: Any) -> list[T]:
     """The rows as Structs, whose fields are the columns' names, or as typed dictionaries, which have them as
     people see them; the query may begin with its FROM."""
-    words = select(as_) + sql if sql.lstrip().startswith("FROM ") else sql
-    found, how = db.execute(words, params), casts(as_)  # type: ignore[arg-type]
-    shown = camel_case if typing.is_typeddict(as_) else str
-    makers = [(name, how.get(name)) for name in (shown(column) for column, *_ in found.description)]
+    fields = fields_of(as_)  # type: ignore[arg-type]
+    found = db.execute(f"SELECT {', '.join(fields)} {sql}" if sql.startswith("FROM ") else sql, params)
+    makers = [fields.get(column, (column, None)) for column, *_ in found.description]
     return [as_(**{name: make(value) if make and value is not None else value
                    for (name, make), value in zip(makers, row, strict=True)}) for row in found.fetchall()]
 
-def select(as_: type[Any]) -> str:
-    return f"SELECT {', '.join(map(snake_case, getattr(as_, '__struct_fields__', as_.__annotations__)))} "
-
-@functools.cache
 def camel_case(name: str) -> str:
     return re.sub("_([a-z])", lambda found: found[1].upper(), name)
 
-@functools.cache
 def snake_case(name: str) -> str:
     return re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name)
 
@@ -547,7 +541,7 @@ def newest(db: Db, as_: type[T], sql: str, *, cursor: str | None, limit: int, po
     rows = many(db, as_, sql + " ORDER BY 1 DESC LIMIT :limit + 1", before=before, limit=limit, **params)
     if len(rows) <= limit:  # the extra one only tells that there is more
         return rows, None
-    last = next(iter(msgspec.to_builtins(rows[limit - 1]).values()))
+    last = next(iter(cast(dict[str, Any], rows[limit - 1]).values()))
     return rows[:limit], base64.urlsafe_b64encode(msgspec.json.encode(last)).decode().rstrip("=")
 
 def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, limit: int,
@@ -686,10 +680,8 @@ class Template(Strict, frozen=True, kw_only=True):
             if unknown := sorted(asked - known):
                 raise ValueError(f"{call.path} names {unknown[0]}, which nothing gives")
             list(placeholders(call.query))  # whose names may be an answer's
-        if not (self.status or self.results):
-            raise ValueError("without status, results must say where the result is")
-        if not (self.results or self.content):
-            raise ValueError("neither results nor content says where the result is")
+        if not (self.results or (self.status and self.content)):
+            raise ValueError("nothing says where the result is: neither results nor, with a status, content")
 
 class Snapshot(msgspec.Struct, frozen=True):
     """How a job stands at its provider."""
@@ -861,7 +853,6 @@ Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=600, description="seconds")]
 Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
-Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=4000, description="what the video should show")]
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
 BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
@@ -1020,8 +1011,7 @@ def with_providers(catalogue: Catalogue, ready: Iterable[str]) -> Catalogue:
     """What can be offered with the providers that are ready."""
     return msgspec.structs.replace(catalogue, models=[
         msgspec.structs.replace(model, providers=able, enabled=model.enabled and bool(able))
-        for model in catalogue.models for able in [[name for name in model.providers if name in ready]]
-    ])
+        for model in catalogue.models for able in [[name for name in model.providers if name in ready]]])
 
 def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
@@ -1037,7 +1027,7 @@ class NewVideo(Input, frozen=True):
                 "aspectRatio": InvalidOption, "quality": InvalidOption}
 
     model: Annotated[str, msgspec.Meta(max_length=100)]
-    prompt: Prompt
+    prompt: Annotated[str, _("what the video should show", min_length=1, max_length=4000)]
     duration: Seconds | None = None
     aspect_ratio: Annotated[str, msgspec.Meta(max_length=10)] | None = None
     quality: Annotated[str, msgspec.Meta(max_length=10)] | None = None
@@ -1110,6 +1100,9 @@ TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 HoldState = Literal["frozen", "settled", "released"]
 
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
+SHOWN_AS: dict[Kind, TransType] = {  # to people; a grant as what it came from
+    "freeze": "VIDEO_CONSUME", "settle": "VIDEO_CONSUME", "release": "REFUND", "expire": "EXPIRED",
+    "deduct": "SYSTEM_ADJUST", "refund": "REFUND"}
 
 # What people are shown, with the names that they see.
 Draw = TypedDict("Draw", {"packageId": int, "credits": int, "expiresAt": datetime | None})  # from one package
@@ -1136,7 +1129,7 @@ def grant(db: Db, *, user_id: str, credits: int, trans_type: Source, source_ref:
                         entitlement=entitlement, created_at=now, expires_at=expires_at,
                         spendable_until_at=expires_at)
     if package_id:
-        record(db, "grant", trans_type, user_id, package_id, credits, now, note=note)
+        record(db, "grant", user_id, package_id, credits, now, note=note, source=trans_type)
         refund_deduct(db, user_id=user_id, now=now)
     return bool(package_id)
 
@@ -1170,19 +1163,11 @@ def freeze(db: Db, *, user_id: str, video_id: str, attempt: int, api_key_id: str
     hold_id = insert(db, "credit_holds", video_id=video_id, attempt=attempt, api_key_id=api_key_id,
                      credits=credits, catalog_version=catalog_version, created_at=now)
     for part in draws:
-        record(db, "freeze", "VIDEO_CONSUME", user_id, part["packageId"], part["credits"], now,
-               hold_id=hold_id, note=note)
+        record(db, "freeze", user_id, part["packageId"], part["credits"], now, note=note, hold_id=hold_id)
 
-def settle(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was made: what is frozen for it is spent.  False: nothing was frozen any more."""
-    return end_hold(db, "settled", "settle", "VIDEO_CONSUME", video_id=video_id, now=now)
-
-def release(db: Db, *, video_id: str, now: int) -> bool:
-    """The video was not made: what is frozen for it goes back.  False: nothing was frozen any more."""
-    return end_hold(db, "released", "release", "REFUND", video_id=video_id, now=now)
-
-def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, video_id: str, now: int) -> bool:
-    """Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
+def end_hold(db: Db, kind: Literal["settle", "release"], *, video_id: str, now: int) -> bool:
+    """Spend what is frozen for a video, because it was made, or give it back.  False: nothing was frozen any
+    more.  Credits that come back too late stay spendable for a day; not what lay there unspent.  Those frozen
     during such a day get no second one, unless it is over: else cancelling would keep credits for ever."""
     parts = db.execute("""
         SELECT t.hold_id, t.user_id, t.package_id, t.credits,
@@ -1191,18 +1176,18 @@ def end_hold(db: Db, state: HoldState, kind: Kind, trans_type: TransType, *, vid
         FROM video_transactions t JOIN credit_packages p ON p.id = t.package_id
         WHERE t.video_id = :video_id AND t.state = 'frozen' AND t.kind = 'freeze' ORDER BY t.id
     """, {"video_id": video_id, "now": now}).fetchall()
-    for _, user_id, package_id, _, lost, grace in parts if state == "released" else ():
+    for _, user_id, package_id, _, lost, grace in parts if kind == "release" else ():
         if lost:  # first, so that a release's rows stand together in the journal
-            record(db, "expire", "EXPIRED", user_id, package_id, lost, now)
+            record(db, "expire", user_id, package_id, lost, now)
         if grace:
             run(db, "UPDATE credit_packages SET spendable_until_at = :until WHERE id = :id",
                 until=now + GRACE, id=package_id)
     for hold_id, user_id, package_id, credits, *_ in parts:
-        record(db, kind, trans_type, user_id, package_id, credits, now, hold_id=hold_id)
-    if parts and state == "released":
+        record(db, kind, user_id, package_id, credits, now, hold_id=hold_id)
+    if parts and kind == "release":
         refund_deduct(db, user_id=parts[0][1], now=now)
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
-                        " AND state = 'frozen'", state=state, now=now, id=video_id))
+                        " AND state = 'frozen'", state=f"{kind}d", now=now, id=video_id))
 
 def expire(db: Db, *, now: int, limit: int = 500) -> dict[str, int]:
     """Take what remains in some packages past their date with nothing frozen, and say in how many."""
@@ -1211,13 +1196,13 @@ def expire(db: Db, *, now: int, limit: int = 500) -> dict[str, int]:
         AND spendable_until_at <= :now ORDER BY spendable_until_at, id LIMIT :limit
     """, {"now": now, "limit": limit}).fetchall()
     for user_id, package_id, credits in due:
-        record(db, "expire", "EXPIRED", user_id, package_id, credits, now)
+        record(db, "expire", user_id, package_id, credits, now)
     return {"expiredPackages": len(due)} if due else {}
 
 def deduct(db: Db, *, user_id: str, credits: int, note: str, now: int) -> None:
     """Take credits back by an administrator's decision.  Raises InsufficientCredits and takes none."""
     for part in draw(spendable(db, user_id=user_id, now=now), credits):
-        record(db, "deduct", "SYSTEM_ADJUST", user_id, part["packageId"], part["credits"], now, note=note)
+        record(db, "deduct", user_id, part["packageId"], part["credits"], now, note=note)
 
 def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[int, int]:
     """Take what the user owes since payments were paid back: from what such a payment bought (first), then
@@ -1226,19 +1211,18 @@ def refund_deduct(db: Db, *, user_id: str, now: int, first: str = "") -> tuple[i
     packages = spendable(db, user_id=user_id, now=now, order=NEWEST_FIRST, first=first) if owed else []
     deducted = min(owed, sum(package["credits"] for package in packages))
     for part in draw(packages, deducted):
-        record(db, "refund", "REFUND", user_id, part["packageId"], part["credits"], now,
-               note="Payment refunded")
+        record(db, "refund", user_id, part["packageId"], part["credits"], now, note="Payment refunded")
     return deducted, owed - deducted
 
-def record(db: Db, kind: Kind, trans_type: TransType, user_id: str, package_id: int, credits: int, now: int,
-           *, hold_id: int | None = None, note: str = "") -> None:
+def record(db: Db, kind: Kind, user_id: str, package_id: int, credits: int, now: int, *, note: str = "",
+           hold_id: int | None = None, source: Source | None = None) -> None:
     """Add one row to the journal; the package's counters follow by trigger."""
     id, hash, remained = db.execute("""
         SELECT id, hash, (SELECT balance_after FROM credit_transactions WHERE user_id = ?
                           ORDER BY id DESC LIMIT 1) FROM credit_transactions ORDER BY id DESC LIMIT 1
     """, [user_id]).fetchone() or (0, NO_HASH, 0)
     remains = (remained or 0) + EFFECT.get(kind, -1) * credits
-    row = (id + 1, user_id, package_id, hold_id, kind, trans_type, credits, remains, note, now)
+    row = (id + 1, user_id, package_id, hold_id, kind, source or SHOWN_AS[kind], credits, remains, note, now)
     marks = "?, " * len(row) + "?"
     db.execute(f"INSERT INTO credit_transactions VALUES ({marks})", (*row, chain(hash, row)))  # noqa: S608
 
@@ -1788,30 +1772,14 @@ Failure = TypedDict("Failure", {"code": str, "message": str})
 Upload = TypedDict("Upload", {"key": str, "url": str})
 VideoStatus = TypedDict("VideoStatus", {"status": Status, "progress": int, "error": Failure | None,
                                         "videoUrl": str | None, "posterUrl": str | None})
-
-class Video(msgspec.Struct, frozen=True, rename="camel"):
-    """A video as its owner sees it."""
-    video_uuid: str
-    status: Status
-    model: str
-    prompt: str
-    negative_prompt: str
-    duration: int  # seconds
-    aspect_ratio: str
-    quality: str
-    seed: int
-    credits_used: int  # frozen while it is made, spent when it is COMPLETED, given back when it FAILED
-    progress: int  # 0 to 100
-    created_at: datetime
-    finished_at: datetime | None = None
-    width: int | None = None
-    height: int | None = None
-    duration_ms: int | None = None
-    size_bytes: int | None = None
-    error: Failure | None = None
-    cancel_requested_at: datetime | None = None
-    video_url: str | None = None  # from the database: the storage key; to people: a link that ends
-    poster_url: str | None = None
+# As its owner sees it.  duration: seconds; creditsUsed: frozen while it is made, spent when it is COMPLETED,
+# given back when it FAILED; progress: 0 to 100; the last two: the database has keys, people see links.
+Video = TypedDict("Video", {
+    "videoUuid": str, "status": Status, "model": str, "prompt": str, "negativePrompt": str, "duration": int,
+    "aspectRatio": str, "quality": str, "seed": int, "creditsUsed": int, "progress": int,
+    "createdAt": datetime, "finishedAt": datetime | None, "width": int | None, "height": int | None,
+    "durationMs": int | None, "sizeBytes": int | None, "error": Failure | None,
+    "cancelRequestedAt": datetime | None, "videoUrl": str | None, "posterUrl": str | None})
 
 class Job(Order, frozen=True):
     """A video as the worker sees it."""
@@ -1850,8 +1818,7 @@ def once_only(db: Db, *, act: Act, user_id: str, key: str | None, fingerprint: s
     return answer.encode()
 
 def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, order: Order, max_running: int,
-                  catalog_version: str, timeout: int, now: int, moderation_id: str | None = None,
-                  ) -> Video:
+                  catalog_version: str, timeout: int, now: int, moderation_id: str | None = None) -> Video:
     """Take an order: the limit, the credits, the video and its event, or none of them.
     Raises TooManyRunning, InsufficientCredits, ImageRequired."""
     check_running(db, user_id=user_id, max_running=max_running)
@@ -1861,8 +1828,7 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
     insert(db, "videos", id=id, user_id=user_id, **ordered, moderation_id=moderation_id, due_at=now,
            deadline_at=now + timeout, created_at=now, changed_at=now)
-    return Video(id, "PENDING", order.model, order.prompt, order.negative_prompt, order.duration,
-                 order.aspect_ratio, order.quality, order.seed, order.credits, 0, moment(now))
+    return get_video(db, user_id=user_id, id=id)
 
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
     for key in images:
@@ -1887,20 +1853,17 @@ def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound())
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
-    """A user's videos, newest first: ids begin with the time.  Each of the two conditions has its index."""
-    both = " UNION ALL ".join(f"""{select(Video)} FROM shown_videos
-        WHERE user_id = :user_id AND {part} AND id < :before AND (:status IS NULL OR status = :status)
-    """ for part in ("finished_at IS NULL", "finished_at IS NOT NULL AND deleted_at IS NULL"))
-    videos, after = newest(db, Video, both, cursor=cursor, limit=limit, position=VideoPosition,
+    """A user's videos, newest first: ids begin with the time."""
+    sql = "FROM listed_videos WHERE user_id = :user_id AND id < :before AND status = ifnull(:status, status)"
+    videos, after = newest(db, Video, sql, cursor=cursor, limit=limit, position=VideoPosition,
                            user_id=user_id, status=status)
     return {"videos": videos, "nextCursor": after}
 
 def due_jobs(db: Db, *, now: int, busy: list[str], limit: int) -> tuple[list[Job], int | None]:
     """What the worker has to do now, and when there will be something next, milliseconds."""
-    jobs = many(db, Job, """
-        FROM videos WHERE due_at <= :now AND id NOT IN (SELECT value FROM json_each(:busy))
-        ORDER BY due_at LIMIT :limit
-    """, now=now, busy=as_json(busy), limit=limit)
+    others = "id NOT IN (SELECT value FROM json_each(:busy))"
+    jobs = many(db, Job, f"FROM videos WHERE due_at <= :now AND {others} ORDER BY due_at LIMIT :limit",
+                now=now, busy=as_json(busy), limit=limit)
     return jobs, value(db, "SELECT min(due_at) FROM videos WHERE due_at > :now", now=now)
 
 def step_video(db: Db, job: Job, *, due_at: int | None, now: int, **columns: Any) -> bool:
@@ -1976,7 +1939,7 @@ def complete(db: Db, *, job: Job, stored: Mapping[str, Any], now: int) -> bool:
         return True
     if not step_video(db, job, status="COMPLETED", finished_at=now, due_at=None, now=now, **stored):
         return False
-    settled = settle(db, video_id=job.id, now=now)
+    settled = end_hold(db, "settle", video_id=job.id, now=now)
     assert settled, "a video is never delivered free"
     return True
 
@@ -1984,7 +1947,7 @@ def fail(db: Db, *, job: Job, problem: Problem, now: int, due_at: int | None = N
     """It will not be made: say why, and give its credits back."""
     if step_video(db, job, status="FAILED", finished_at=now, error_code=problem.code,
                   error_message=problem.message[:1000], due_at=due_at, now=now):
-        release(db, video_id=job.id, now=now)
+        end_hold(db, "release", video_id=job.id, now=now)
 
 def cancel_video(db: Db, *, user_id: str, id: str, now: int) -> Video:
     """Give up on a video: at once while no provider has it.  Else that is a wish, which the worker passes on,
@@ -2105,9 +2068,9 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
     jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
     charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
-    return {"videoUuid": id, "status": video.status, "model": video.model, "duration": video.duration,
-            "quality": video.quality, "creditsCharged": charged, "error": video.error, "holds": holds,
-            "transactions": rows, "providerJobs": jobs}
+    return {"videoUuid": id, "status": video["status"], "model": video["model"], "holds": holds,
+            "duration": video["duration"], "quality": video["quality"], "creditsCharged": charged,
+            "error": video["error"], "transactions": rows, "providerJobs": jobs}
 
 # ---------------------------------------------------------------------------
 # 10  Media
@@ -2154,8 +2117,8 @@ def open_video(path: Path) -> Iterator[Film]:
     art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-            cover = av.stream.Disposition.attached_pic
-            films = (one for one in container.streams.video if not one.disposition & cover)
+            art = av.stream.Disposition.attached_pic
+            films = (one for one in container.streams.video if not one.disposition & art)
             if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
                 raise NotAVideo("it has no moving picture in it")
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
@@ -2165,9 +2128,11 @@ def open_video(path: Path) -> Iterator[Film]:
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
 
-def probe(path: Path) -> dict[str, int]:
-    """Measure the video at `path`, proving it is one by decoding a frame; NotAVideo when it is not."""
-    with open_video(path) as (container, stream, first, seconds):
+def examine_video(path: Path, poster: Path) -> dict[str, int]:
+    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
+    it, as a JPEG of 640 pixels at most.  Raises NotAVideo."""
+    with open_video(path) as (container, stream, frame, seconds):
+        measured = {"width": frame.width, "height": frame.height, "duration_ms": round(seconds * 1000)}
         # The last packets are read: a download that was cut short opens and plays, but stops early.
         container.seek(max(0, int((seconds - 0.1) * av.time_base)))
         end = 0.0
@@ -2178,18 +2143,13 @@ def probe(path: Path) -> dict[str, int]:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if end < seconds - 1:
             raise NotAVideo("it ends too early")
-        return {"width": first.width, "height": first.height, "duration_ms": round(seconds * 1000),
-                "size_bytes": path.stat().st_size}
-
-def write_poster(path: Path, target: Path) -> None:
-    """Save a frame from a third into the video as a JPEG of 640 pixels at most; NotAVideo if none."""
-    with open_video(path) as (container, stream, frame, seconds):
         with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched still has a first frame
             container.seek(int(seconds / 3 * av.time_base))
             frame = next((one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3), frame)
         picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
-    picture.save(target, "JPEG", quality=82, progressive=True)
+    picture.save(poster, "JPEG", quality=82, progressive=True)
+    return measured | {"size_bytes": path.stat().st_size}
 
 # ---------------------------------------------------------------------------
 # 11  Preview
@@ -2277,22 +2237,22 @@ class FolderStorage:
         """An address that works for whoever has it, until it ends."""
         # Rounded up, so that a page that asks again shows the same address and the browser keeps the file.
         until = (now // self.life + 2) * self.life // SECOND
-        return f"{base}/media/{key}?until={until}&signature={self.signature(key, until)}"
-
-    def signature(self, key: str, until: int) -> str:
-        return sign(self.secret, "media", f"{key}:{until}")[:43]
+        return f"{base}/media/{key}?until={until}&signature={sign(self.secret, 'media', key, until)}"
 
     def find(self, key: str, *, until: str, signature: str, now: int) -> Path:
         """The file behind a link.  Raises LinkExpired, NotFound."""
         ended = not until.isdecimal() or len(until) > 12 or int(until) * SECOND <= now
-        if ended or not hmac.compare_digest(signature.encode(), self.signature(key, int(until)).encode()):
+        right = sign(self.secret, "media", key, until)
+        if ended or not hmac.compare_digest(signature.encode(), right.encode()):
             raise LinkExpired
         if not (self.root / key).is_file():
             raise NotFound
         return self.root / key
 
-def sign(secret: str, purpose: str, text: str) -> str:
-    return hmac.new(secret.encode(), f"{purpose}:{text}".encode(), "sha256").hexdigest()
+def sign(secret: str, purpose: str, *what: str | int) -> str:
+    """172 bits by which we know what we ourselves gave away, and for what."""
+    text = ":".join(map(str, (purpose, *what)))
+    return hmac.digest(secret.encode(), text.encode(), "sha256").hex()[:43]
 
 def move_durably(file: Path, target: Path) -> None:
     """Move within one disk, so that after a power cut the file is whole or absent."""
@@ -2688,7 +2648,8 @@ class HttpProvider(Provider):
         """What a template may ask for."""
         width, height = frame_size(job.aspect_ratio, job.quality)
         ours, name = self.settings.public_url, self.template.name  # without an address nobody can call back
-        token = callback_token(self.secret, name, job.id, job.attempt)
+        # It lets one provider speak of one attempt at one video, without end, for queues may be long.
+        token = sign(self.secret, "callback", name, job.id, job.attempt)
         back = f"{ours}/api/v1/video/callback/{name}?job={job.id}&attempt={job.attempt}&token={token}"
         values = {
             "model": (job.images and upstream.image_model) or upstream.model, "prompt": job.prompt,
@@ -2713,10 +2674,6 @@ class HttpProvider(Provider):
             url = self.storage.link(key, base=self.settings.public_url, now=self.now())
         return {"image": url, "images": [url], "image_file": (key.rpartition("/")[2], content),
                 "image_base64": text, "image_type": type}
-
-def callback_token(secret: str, provider: str, id: str, attempt: int) -> str:
-    """Lets one provider speak of one attempt at one video; it has no end, for queues may be long."""
-    return sign(secret, "callback", f"{provider}:{id}:{attempt}")[:43]
 
 def as_form(body: Mapping[str, Any]) -> dict[str, Any]:
     """A body as multipart/form-data: files are (name, bytes); the rest is text, or JSON where it is none."""
@@ -3275,8 +3232,7 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
-        media = await asyncio.to_thread(probe, file)
-        await asyncio.to_thread(write_poster, file, poster)
+        media = await asyncio.to_thread(examine_video, file, poster)
         await app.storage.put(keys["poster_key"], poster, "image/jpeg")
         await app.storage.put(keys["storage_key"], file, "video/mp4")
         if not await app.write(complete, job=job, stored=keys | media):
@@ -3391,7 +3347,7 @@ async def release_holds(app: App) -> dict[str, Any]:
     """End what hangs, though nothing should."""
     stuck = await app.db.read(stuck_holds)
     for id, status in stuck:
-        await app.write(settle if status == "COMPLETED" else release, video_id=id)
+        await app.write(end_hold, kind="settle" if status == "COMPLETED" else "release", video_id=id)
     return {"holds": len(stuck)}
 
 async def look_at_media(app: App) -> dict[str, Any]:
@@ -3756,7 +3712,7 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
     while True:
         bell, video = app.bell(request.user.user_id), await request.read(get_video, id=id)
         left_s = ends_at - time.monotonic()
-        if video.finished_at or left_s <= 0 or app.stopping.is_set():
+        if video["finishedAt"] or left_s <= 0 or app.stopping.is_set():
             return video
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
@@ -3790,9 +3746,9 @@ async def store_again(request: Request, uuid: FromPath[str], key: Once = None) -
     await check_original(request.parts, job)
     await request.write_once(retry_video, key, None, id=uuid)
     video = await wait_for_end(request, uuid, RETRY_WAIT_S)
-    if video.error:
-        raise KINDS[video.error["code"]](video.error["message"])
-    return Response(ok(with_links(request, video)), status_code=200 if video.finished_at else 202)
+    if failure := video["error"]:
+        raise KINDS[failure["code"]](failure["message"])
+    return Response(ok(with_links(request, video)), status_code=200 if video["finishedAt"] else 202)
 
 async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
     return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
@@ -3811,7 +3767,7 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
                             attempt: FromQuery[int] = 0, token: FromQuery[str] = "") -> Answer[None]:
     """A provider has news of a job.  Whatever it says, all that follows is that we look."""
     app, body = request.parts, await request.body()
-    right, there = callback_token(app.secret, provider, job, attempt), app.providers.get(provider)
+    right, there = sign(app.secret, "callback", provider, job, attempt), app.providers.get(provider)
     if not isinstance(there, HttpProvider) or not hmac.compare_digest(token.encode(), right.encode()):
         raise Unauthorized("That is no callback that we asked for.")
     try:

@@ -56,7 +56,10 @@ def serve(app, port):
 
 @post("/api/v1/video/generate")
 async def bare(data: JSONBody[v.NewVideo]) -> v.Answer[v.Video]:
-    video = v.Video("0" * 36, "PENDING", data.model, data.prompt, "", 5, "16:9", "480p", 1, 5, 0, v.moment(0))
+    video = dict.fromkeys(v.Video.__annotations__) | {
+        "videoUuid": "0" * 36, "status": "PENDING", "model": data.model, "prompt": data.prompt,
+        "negativePrompt": "", "duration": 5, "aspectRatio": "16:9", "quality": "480p", "seed": 1,
+        "creditsUsed": 5, "progress": 0, "createdAt": v.moment(0)}
     return v.Answer(True, video)
 
 

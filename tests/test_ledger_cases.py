@@ -211,10 +211,10 @@ class Ledger:
         return self.do(v.fail, job=self.job(id), problem=v.ProviderFailed())
 
     def settle(self, id):
-        return self.do(v.settle, video_id=id)
+        return self.do(v.end_hold, kind="settle", video_id=id)
 
     def release(self, id):
-        return self.do(v.release, video_id=id)
+        return self.do(v.end_hold, kind="release", video_id=id)
 
     def cancel(self, id):
         return self.do(v.cancel_video, user_id="usr_me", id=id)

@@ -735,7 +735,7 @@ async def test_a_callback_that_cannot_be_written_down_says_so(app, client, monke
             raise OSError("no")
 
     app.providers["there"] = Broken()
-    token = v.callback_token(app.secret, "there", "x", 1)
+    token = v.sign(app.secret, "callback", "there", "x", 1)
     answer = await client.post(f"/api/v1/video/callback/there?job=x&attempt=1&token={token}", content=b"{}")
     assert error_of(answer) == (500, "E5003")
 

@@ -102,7 +102,7 @@ def test_its_lines_of_curl_make_a_video(server, tmp_path):
     script = lines.replace("http://127.0.0.1:8000", server.url).replace("vf_your_key", key)
     done = run("bash", "-euo", "pipefail", "-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert v.probe(tmp_path / "fox.mp4")["width"] > 0
+    assert v.examine_video(tmp_path / "fox.mp4", tmp_path / "fox.jpg")["width"] > 0
     assert '"creditsCharged":1' in done.stdout
 
 
