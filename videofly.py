@@ -273,9 +273,13 @@ COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not 
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
-ROWS = "SELECT json_group_object(name, number) FROM table_rows"
 TICK = "INSERT INTO clock (now, kept) VALUES (:now, :kept)"
-JOB_HEALTH = "SELECT well_at, trouble FROM job_health WHERE name = ?"
+COUNTS = "SELECT name, number FROM table_rows"
+JOB_HEALTH = "SELECT name, well_at, trouble FROM job_health WHERE name IN ('audit', 'backup')"
+STUCK_HOLDS = "SELECT video_id, status FROM stuck_holds"
+MEDIA = "SELECT key, is_wanted FROM media"
+OUR_MEDIA = """SELECT value FROM json_each(:keys) WHERE value GLOB 'videos/*'
+               AND substr(value, 8, 36) IN (SELECT id FROM videos)"""  # made for a video of this database
 METRICS = "SELECT name, help, labels, number FROM metrics ORDER BY name"
 TIDY = """PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize;
           PRAGMA busy_timeout = 5000;"""
@@ -508,6 +512,9 @@ def value(db: Db, sql: str, **params: Any) -> Any:
     row = db.execute(sql, params).fetchone()
     return row[0] if row else None
 
+def rows(db: Db, sql: str, **params: Any) -> list[Any]:
+    return db.execute(sql, params).fetchall()
+
 def run(db: Db, sql: str, **params: Any) -> int:
     """Carry out a statement and say how many rows it touched."""
     return db.execute(sql, params).rowcount
@@ -559,16 +566,6 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after
-
-def job_health(db: Db, *, name: str) -> tuple[int | None, str | None]:
-    """Since when a job has not succeeded, and why."""
-    return db.execute(JOB_HEALTH, [name]).fetchone() or (None, None)
-
-def metrics(db: Db) -> list[tuple[str, str, str, float]]:
-    return db.execute(METRICS).fetchall()
-
-def table_rows(db: Db) -> dict[str, int]:
-    return cast(dict[str, int], msgspec.json.decode(value(db, ROWS)))
 
 JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
                                 "succeededAt": datetime | None, "result": dict[str, Any]})
@@ -1983,20 +1980,6 @@ def archive_videos(db: Db, *, failed: int, completed: int, now: int) -> dict[str
         RETURNING iif(status = 'FAILED', 'deletedFailed', 'archivedCompleted')
     """, {"now": now, "day": DAY, "failed": failed, "completed": completed}).fetchall())
 
-def stuck_holds(db: Db) -> list[tuple[str, Status]]:
-    return db.execute("SELECT video_id, status FROM stuck_holds").fetchall()
-
-def media_keys(db: Db, *, wanted: bool = False) -> set[str]:
-    """Files that the database speaks of, or those of them that somebody still wants."""
-    return {key for (key,) in db.execute("SELECT key FROM media WHERE is_wanted >= ?", [wanted])}
-
-def of_our_videos(db: Db, *, keys: list[str]) -> list[str]:
-    """Those of some files that were made for videos of this database."""
-    return [key for (key,) in db.execute("""
-        SELECT value FROM json_each(?)
-        WHERE value GLOB 'videos/*' AND substr(value, 8, 36) IN (SELECT id FROM videos)
-    """, [as_json(keys)])]
-
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
                 catalog_version: str, now: int) -> Video:
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
@@ -3299,12 +3282,12 @@ async def items(creem: Creem, path: str, **of: Any) -> AsyncIterator[Any]:
             yield item
         page = find(found, ["pagination.next_page"])
 
-async def reconcile(app: App) -> int:
+async def reconcile(app: App) -> dict[str, Any]:
     """Hear of all that Creem knows and may not have told, and say how much was new: checkouts that nothing
     was heard of, each payment of each product, and how subscriptions stand.  The keys are the same, so
     nothing counts twice.  Raises PaymentsFailed."""
     if not isinstance(creem := app.creem, Creem):
-        return 0
+        return {"heard": 0, "unknownProducts": []}
     before: int = await app.db.read(value, sql=COUNT_EVENTS, state="")
     for id in await app.db.read(open_checkouts, since=app.now() - 14 * DAY):
         await hear_checkout(app, creem, id)
@@ -3315,11 +3298,8 @@ async def reconcile(app: App) -> int:
     async for each in items(creem, "/v1/subscriptions/search"):
         key = f"recorded:{each.get('id')}:{each.get('updated_at')}"
         await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
-    return cast(int, await app.db.read(value, sql=COUNT_EVENTS, state="")) - before
-
-async def look_after_payments(app: App) -> dict[str, Any]:
-    """What Creem may not have told, and does not know.  Raises PaymentsFailed."""
-    return {"heard": await reconcile(app), "unknownProducts": await unknown_products(app)}
+    heard = await app.db.read(value, sql=COUNT_EVENTS, state="") - before
+    return {"heard": heard, "unknownProducts": await unknown_products(app)}
 
 async def unknown_products(app: App) -> list[str]:
     """Products of the catalogue that Creem does not know; looked at at start too.  Raises PaymentsFailed."""
@@ -3338,14 +3318,9 @@ async def in_parts(app: App, fn: Callable[..., Mapping[str, int]], names: str, *
         done.update(some)
     return dict(done)
 
-def clean_up_videos(app: App) -> Awaitable[dict[str, int]]:
-    kept = app.settings
-    return in_parts(app, archive_videos, "deletedFailed archivedCompleted",
-                    failed=kept.video_failed_days * DAY, completed=kept.video_completed_days * DAY)
-
 async def release_holds(app: App) -> dict[str, Any]:
     """End what hangs, though nothing should."""
-    stuck = await app.db.read(stuck_holds)
+    stuck = await app.db.read(rows, sql=STUCK_HOLDS)
     for id, status in stuck:
         await app.write(end_hold, kind="settle" if status == "COMPLETED" else "release", video_id=id)
     return {"holds": len(stuck)}
@@ -3353,12 +3328,13 @@ async def release_holds(app: App) -> dict[str, Any]:
 async def look_at_media(app: App) -> dict[str, Any]:
     """Compare what is stored with what the database speaks of.  What it has done with is removed after a day;
     files of which it never knew may be another's, or newer than a backup: they are only counted."""
-    known, wanted = await app.db.read(media_keys), await app.db.read(media_keys, wanted=True)
+    known = dict(await app.db.read(rows, sql=MEDIA))
     stored = await app.storage.keys("videos") | await app.storage.keys("uploads")
-    missing = sorted((wanted - stored.keys()) & await app.db.read(media_keys, wanted=True))
+    now_known = dict(await app.db.read(rows, sql=MEDIA))  # what was removed meanwhile is not missing
+    missing = sorted(key for key in known.keys() - stored.keys() if now_known.get(key))
     strange = [key for key, since_s in stored.items() if key not in known and since_s < time.time() - 86_400]
-    orphans = await app.db.read(of_our_videos, keys=strange)
-    for key in orphans:
+    orphans = await app.db.read(rows, sql=OUR_MEDIA, keys=as_json(strange))
+    for (key,) in orphans:
         await app.storage.delete(key)
     if isinstance(app.storage, BucketStorage):
         await app.storage.end_uploads(datetime.now(UTC) - timedelta(days=1))
@@ -3386,15 +3362,15 @@ async def back_up(app: App) -> dict[str, Any]:
     part, target = folder / "part", folder / moment(app.now()).strftime(BACKUP)
     folder.mkdir(mode=0o700, exist_ok=True)
     part.unlink(missing_ok=True)
-    before = await app.db.read(table_rows)
+    before = dict(await app.db.read(rows, sql=COUNTS))
     await app.db.read(run, sql=COPY, path=str(part))
-    if not (proof := await asyncio.to_thread(in_file, part, prove))["valid"]:
-        raise StorageFailed(f"The copy is not right: {'; '.join(proof['faults'])}")
-    copied, after = await asyncio.to_thread(in_file, part, table_rows), await app.db.read(table_rows)
-    if short := [name for name in after if not before[name] <= copied[name] <= after[name]]:
-        raise StorageFailed(f"The copy has too few or too many {', '.join(short)}.")
-    keys = await asyncio.to_thread(in_file, part, functools.partial(media_keys, wanted=True))
-    target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(keys)))
+    proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
+        prove(db), dict(rows(db, COUNTS)), [key for key, is_wanted in rows(db, MEDIA) if is_wanted]))
+    after = await app.db.read(rows, sql=COUNTS)
+    wrong = proof["faults"] + [name for name, most in after if not before[name] <= copied[name] <= most]
+    if wrong:
+        raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
+    target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(media)))
     await on_thread(None, move_durably, part, target)
     if isinstance(app.storage, BucketStorage):
         await on_thread(None, shutil.copyfile, target, part)
@@ -3417,7 +3393,10 @@ def thinned(names: Iterable[str]) -> set[str]:
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
 JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
     "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
-    "reconcile": ("30 2 * * *", look_after_payments), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
+    "reconcile": ("30 2 * * *", reconcile),
+    "cleanup-videos": ("0 3 * * sun", lambda app: in_parts(
+        app, archive_videos, "deletedFailed archivedCompleted",
+        failed=app.settings.video_failed_days * DAY, completed=app.settings.video_completed_days * DAY)),
     "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
     "media": ("30 4 * * *", look_at_media), "tidy": ("45 4 * * *", lambda app: app.db.tidy()),
     "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
@@ -3491,11 +3470,9 @@ async def vital_signs(app: App) -> list[Sign]:
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
     signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
-    for name in ("audit", "backup"):
-        at, trouble = await app.db.read(job_health, name=name)
-        fine = not trouble and (at or app.now()) > app.now() - 2 * DAY
-        signs.append(sign_of(f"last {name}", fine, trouble or str(at and moment(at))))
-    return signs
+    last = await app.db.read(rows, sql=JOB_HEALTH)
+    return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
+                            trouble or str(moment(at))) for name, at, trouble in last]
 
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
@@ -4352,7 +4329,7 @@ async def show_metrics(request: Request) -> Response[bytes]:
     app, host = request.parts, request.client.host if request.client else ""
     if app.settings.metrics_token or not host.startswith(("127.", "::1")):
         only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
-    found = [*families([*measures(app), *await app.db.read(metrics)]), *app.registry.collect()]
+    found = [*families([*measures(app), *await app.db.read(rows, sql=METRICS)]), *app.registry.collect()]
     text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
     return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
