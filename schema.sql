@@ -757,7 +757,8 @@ CREATE VIEW metrics AS
     SELECT 'videofly_job_success_timestamp_seconds', 'When each last succeeded; of backup: the last known to restore',
            json_object('job', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
     UNION ALL
-    SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows;
+    SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows
+    ORDER BY name;
 
 --------------------------------------------------------------------------------------- auditor --
 

@@ -279,13 +279,8 @@ LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not end
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
 TICK = "INSERT INTO clock (now, kept) VALUES (:now, :kept)"
-COUNTS = "SELECT name, number FROM table_rows"
-JOB_HEALTH = "SELECT name, well_at, trouble FROM job_health WHERE name IN ('audit', 'backup')"
-STUCK_HOLDS = "SELECT video_id, status FROM stuck_holds"
-MEDIA = "SELECT key, is_wanted FROM media"
 OUR_MEDIA = """SELECT value FROM json_each(:keys) WHERE value GLOB 'videos/*'
                AND substr(value, 8, 36) IN (SELECT id FROM videos)"""  # made for a video of this database
-METRICS = "SELECT name, help, labels, number FROM metrics ORDER BY name"
 CHECKPOINT = "PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = 5000"
 LEAVE_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 65536"  # to Litestream, whose SQLite may, up to 256 MiB
 FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
@@ -518,7 +513,8 @@ def value(db: Db, sql: str, **params: Any) -> Any:
     return row[0] if row else None
 
 def rows(db: Db, sql: str, **params: Any) -> list[Any]:
-    return db.execute(sql, params).fetchall()
+    """All of them; or those of a view, by its name."""
+    return db.execute(sql if " " in sql else f"SELECT * FROM {sql}", params).fetchall()  # noqa: S608
 
 def run(db: Db, sql: str, **params: Any) -> int:
     """Carry out a statement and say how many rows it touched."""
@@ -3368,7 +3364,7 @@ async def in_parts(app: App, fn: Callable[..., Mapping[str, int]], names: str, *
 
 async def release_holds(app: App) -> dict[str, Any]:
     """End what hangs, though nothing should."""
-    stuck = await app.db.read(rows, sql=STUCK_HOLDS)
+    stuck = await app.db.read(rows, sql="stuck_holds")
     for id, status in stuck:
         await app.write(end_hold, kind="settle" if status == "COMPLETED" else "release", video_id=id)
     return {"holds": len(stuck)}
@@ -3376,9 +3372,9 @@ async def release_holds(app: App) -> dict[str, Any]:
 async def look_at_media(app: App) -> dict[str, Any]:
     """Compare what is stored with what the database speaks of.  What it has done with is removed after a day;
     files of which it never knew may be another's, or newer than a backup: they are only counted."""
-    known = dict(await app.db.read(rows, sql=MEDIA))
+    known = dict(await app.db.read(rows, sql="media"))
     stored = await app.storage.keys("videos") | await app.storage.keys("uploads")
-    now_known = dict(await app.db.read(rows, sql=MEDIA))  # what was removed meanwhile is not missing
+    now_known = dict(await app.db.read(rows, sql="media"))  # what was removed meanwhile is not missing
     missing = sorted(key for key in known.keys() - stored.keys() if now_known.get(key))
     strange = [key for key, since_s in stored.items() if key not in known and since_s < time.time() - 86_400]
     orphans = await app.db.read(rows, sql=OUR_MEDIA, keys=as_json(strange))
@@ -3410,11 +3406,11 @@ async def back_up(app: App) -> dict[str, Any]:
     part, target = folder / "part", folder / moment(app.now()).strftime(BACKUP)
     folder.mkdir(mode=0o700, exist_ok=True)
     part.unlink(missing_ok=True)
-    before = dict(await app.db.read(rows, sql=COUNTS))
+    before = dict(await app.db.read(rows, sql="table_rows"))
     await app.db.read(run, sql=COPY, path=str(part))
     proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
-        prove(db), dict(rows(db, COUNTS)), [key for key, is_wanted in rows(db, MEDIA) if is_wanted]))
-    after = await app.db.read(rows, sql=COUNTS)
+        prove(db), dict(rows(db, "table_rows")), [key for key, is_wanted in rows(db, "media") if is_wanted]))
+    after = await app.db.read(rows, sql="table_rows")
     wrong = proof["faults"] + [name for name, most in after if not before[name] <= copied[name] <= most]
     if wrong:
         raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
@@ -3529,9 +3525,10 @@ async def vital_signs(app: App) -> list[Sign]:
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
     signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
-    last = await app.db.read(rows, sql=JOB_HEALTH)
+    last = await app.db.read(rows, sql="job_health")
     return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
-                            trouble or str(moment(at))) for name, at, trouble in last]
+                            trouble or str(moment(at)))
+                    for name, at, trouble in last if name in ("audit", "backup")]
 
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
@@ -4388,7 +4385,7 @@ async def show_metrics(request: Request) -> Response[bytes]:
     app, host = request.parts, request.client.host if request.client else ""
     if app.settings.metrics_token or not host.startswith(("127.", "::1")):
         only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
-    found = [*families([*measures(app), *await app.db.read(rows, sql=METRICS)]), *app.registry.collect()]
+    found = [*families([*measures(app), *await app.db.read(rows, sql="metrics")]), *app.registry.collect()]
     text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
     return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 

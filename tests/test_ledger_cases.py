@@ -223,7 +223,7 @@ class Ledger:
         return self.do(v.delete_video, user_id="usr_me", id=id)
 
     def sweep(self):
-        return self.do(v.expire)
+        return self.do(v.expire).get("expiredPackages", 0)
 
     def counters(self):
         found = v.balance(self.db, user_id="usr_me", now=self.now)
