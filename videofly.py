@@ -1188,7 +1188,7 @@ def end_hold(db: Db, kind: Literal["settle", "release"], *, video_id: str, now: 
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
                         " AND state = 'frozen'", state=f"{kind}d", now=now, id=video_id))
 
-def expire(db: Db, *, now: int, limit: int = 500) -> dict[str, int]:
+def expire(db: Db, *, now: int, limit: int = 200) -> dict[str, int]:
     """Take what remains in some packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
         SELECT user_id, id, remaining FROM credit_packages WHERE remaining > 0 AND frozen = 0

@@ -151,6 +151,8 @@ class Ledger:
                 return "yes" if result else "no"
             case int():
                 return str(result)
+            case dict() if not result or "expiredPackages" in result:
+                return str(result.get("expiredPackages", 0))
             case v.Problem():
                 return type(result).__name__
         assert not isinstance(result, BaseException), result
@@ -223,7 +225,7 @@ class Ledger:
         return self.do(v.delete_video, user_id="usr_me", id=id)
 
     def sweep(self):
-        return self.do(v.expire).get("expiredPackages", 0)
+        return self.do(v.expire)
 
     def counters(self):
         found = v.balance(self.db, user_id="usr_me", now=self.now)
