@@ -24,11 +24,14 @@ CREATE TABLE users (
 
 CREATE INDEX users_admins ON users (created_at) WHERE is_admin = 1;
 
--- With what payments say of somebody: the plan that runs, and whether a card holder has disputed one.
+-- With what payments say of somebody: the plan that runs, and whether a card holder has disputed one; and how many
+-- videos of theirs are about to be archived.
 CREATE VIEW accounts AS
     SELECT *, password_hash IS NOT NULL AS has_password,
            (SELECT plan FROM subscriptions WHERE user_id = users.id AND is_running ORDER BY occurred_at DESC LIMIT 1) AS plan,
-           EXISTS (SELECT 1 FROM payment_events WHERE user_id = users.id AND type = 'dispute.created') AS is_disputed
+           EXISTS (SELECT 1 FROM payment_events WHERE user_id = users.id AND type = 'dispute.created') AS is_disputed,
+           (SELECT count(*) FROM videos WHERE user_id = users.id AND finished_at IS NOT NULL AND deleted_at IS NULL
+                                              AND archive_at IS NOT NULL) AS archiving_soon
     FROM users;
 
 -- One signed-in browser.  Made anew at every sign-in; deleted at sign-out, at a password change and past its date.

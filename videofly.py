@@ -1311,9 +1311,9 @@ class Principal(msgspec.Struct, frozen=True):
     until_at: int = 0  # then they are looked up again
     last_used_at: int | None = None
 
-User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment of theirs
+User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment; archivingSoon: videos
     "id": str, "email": str, "isAdmin": bool, "hasPassword": bool, "plan": str | None, "isDisputed": bool,
-    "createdAt": datetime})
+    "archivingSoon": int, "createdAt": datetime})
 ApiKey = TypedDict("ApiKey", {
     "id": str, "name": str, "hint": str, "creditLimit": int | None, "createdAt": datetime,
     "expiresAt": datetime | None, "lastUsedAt": datetime | None})
