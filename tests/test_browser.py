@@ -236,8 +236,8 @@ def test_what_ends_within_a_week_is_said_in_both_languages(visit, tmp_path):
         prune = f"{server.url}/api/v1/admin/jobs/prune"
         assert httpx.post(prune, headers=operator, trust_env=False).status_code == 200
         page.reload()
-        expect(page.get_by_role("note")).to_contain_text("Credits about to expire: 30. Spend them")
-        expect(page.get_by_role("note")).to_contain_text("Videos about to be archived: 1. Download")
+        expect(page.get_by_role("note")).to_contain_text("30 of your credits expire within a week.")
+        expect(page.get_by_role("note")).to_contain_text("1 of your videos will be archived within a week")
         window.shot("ending-soon")
         page.get_by_role("button", name="中文").click()
         expect(page.get_by_role("note")).to_contain_text("有 1 个视频即将归档")
