@@ -3088,9 +3088,10 @@ async def begin_with_backup(data: Path, storage: Storage) -> None:
     try:
         if backup := await newest_backup(data, storage):
             await asyncio.to_thread(restore, data, backup)
+            (data / "temporary" / "newest.db").unlink(missing_ok=True)
             log.warning("there was no database; the newest backup is restored")
-    except StorageFailed as failure:
-        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure}") from None
+    except Problem as failure:
+        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure.__cause__}.") from None
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -3144,6 +3145,7 @@ LONGEST_PAUSE_S = 30
 LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STALLED_S = 4 * LONGEST_PAUSE_S  # a worker that has not looked for work for so long does not look any more
 WAL_MAX_MB = 1024
+PATIENCE_S = 5  # with the writer, before it counts as stuck
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -3518,10 +3520,10 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     try:
         yield scheduler
     finally:
-        faulthandler.cancel_dump_traceback_later()
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
+        faulthandler.cancel_dump_traceback_later()  # now that nobody puts it off any more
         steps = asyncio.gather(*app.working.values(), return_exceptions=True)
         with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
             await asyncio.wait_for(steps, STOPPING_S)
@@ -3544,9 +3546,12 @@ def sign_of_worker(app: App) -> Sign:
 
 async def vital_signs(app: App) -> list[Sign]:
     """What has to be well for the server to be of use; it is asked every few seconds."""
-    await app.db.write(value, sql=LAST_EVENT)
+    with anyio.move_on_after(PATIENCE_S) as waiting:
+        await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
-    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+    stuck = waiting.cancelled_caught
+    signs = [sign_of_worker(app), sign_of("writer", not stuck, f"{app.db.waiting} transactions wait"),
+             sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
     for name in ("audit", "backup"):
         at, trouble = await app.db.read(job_health, name=name)
@@ -4415,8 +4420,9 @@ class Numbers(Collector):
 async def show_metrics(request: Request) -> Response[bytes]:
     """Numbers for Prometheus: for this machine, or for whoever has the VIDEOFLY_METRICS_TOKEN."""
     app, given = request.parts, request.headers.get("authorization", "").encode()
-    token, host = app.settings.metrics_token, request.client.host if request.client else ""
-    here = not token and host and ipaddress.ip_address(host).is_loopback
+    token, host, here = app.settings.metrics_token, request.client.host if request.client else "", False
+    with contextlib.suppress(ValueError):  # a proxy may say "unknown"
+        here = not token and ipaddress.ip_address(host).is_loopback
     if not here and not (token and hmac.compare_digest(given, f"Bearer {token}".encode())):
         raise Unauthorized("Send Authorization: Bearer and the VIDEOFLY_METRICS_TOKEN.")
     found = [*measures(app), *await app.db.read(metrics)]
@@ -4446,7 +4452,7 @@ class Site(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         app, began_s, status = cast(App, self.opt["parts"]), time.perf_counter(), 499
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        id = given if re.fullmatch(r"[\w.-]{8,100}", given) else new_id("req")
+        id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
         REQUEST_ID.set(id)
 
         async def answer(message: Any) -> None:
@@ -4462,7 +4468,7 @@ class Site(Litestar):
             took_s = time.perf_counter() - began_s
             words = scope["method"], scope.get("path_template", "?"), str(status)
             app.requests.labels(*words).observe(took_s)
-            log.info("%s %s %s in %.1f ms", scope["method"], scope["path"], status, took_s * 1000)
+            log.info("%s %s %s in %.1f ms", scope["method"], quote(scope["path"]), status, took_s * 1000)
 
 def http(app: App) -> Site:
     """The running parts as an ASGI application."""
