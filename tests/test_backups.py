@@ -392,9 +392,11 @@ def test_a_bucket_that_cannot_be_searched_is_no_beginning(tmp_path, bucket, wron
 
 @pytest.mark.anyio
 async def test_of_folder_and_bucket_the_newer_backup_is_the_latest(tmp_path, backed_up, bucket, capsys):
+    def in_another_second():
+        until(lambda: not (backed_up / f"replaced-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}").exists())
+
     async def restore():
-        before = {*backed_up.glob("replaced-*")}
-        until(lambda: f"replaced-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}" not in {path.name for path in before})
+        in_another_second()
         await v.bring_back(v.read_settings({"VIDEOFLY_DATA": str(backed_up)} | bucket), "latest")
         return credits_in(backed_up), "newest.db" in capsys.readouterr().out
 
@@ -406,5 +408,6 @@ async def test_of_folder_and_bucket_the_newer_backup_is_the_latest(tmp_path, bac
         assert "error" not in await v.run_job(app, "backup", at_once=True)
     assert await restore() == ([5, 50], False)
     (backed_up / "videofly.db").unlink()
+    in_another_second()
     async with opened(backed_up, **bucket):  # as a first start does
         assert credits_in(backed_up) == [5, 50]
