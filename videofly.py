@@ -3076,7 +3076,7 @@ def restore(data: Path, source: Path) -> Path:
 
 async def newest_backup(data: Path, storage: Storage) -> Path | None:
     """The newest backup that there is, here or in the bucket."""
-    here, part = max((data / "backups").glob("*.db"), default=None), data / "temporary" / "newest.db"
+    here, part = max((data / "backups").glob("????-*Z.db"), default=None), data / "temporary" / "newest.db"
     there = max(await storage.keys("backups"), default="")  # whose names are their times
     if Path(there).name <= (here.name if here else "") or not isinstance(storage, BucketStorage):
         return here
@@ -3458,7 +3458,7 @@ async def back_up(app: App) -> dict[str, Any]:
     if isinstance(app.storage, BucketStorage):
         await on_thread(None, shutil.copyfile, target, part)
         await app.storage.put(f"backups/{target.name}", part, "application/vnd.sqlite3")
-    for name in thinned([file.name for file in folder.glob("*.db")]):
+    for name in thinned([file.name for file in folder.glob("????-*Z.db")]):
         (folder / name).unlink()
         (folder / name).with_suffix(".media").unlink(missing_ok=True)
         if isinstance(app.storage, BucketStorage):
