@@ -106,6 +106,16 @@ async def test_a_backup_says_which_files_it_is_about(app, client, ada):
 
 
 @pytest.mark.anyio
+async def test_what_somebody_else_put_beside_the_backups_hinders_none_and_is_no_latest(app, ada):
+    folder = Path(app.settings.data) / "backups"
+    folder.mkdir()
+    (folder / "zebra.db").write_text("somebody's own")
+    made = await v.run_job(app, "backup", at_once=True)
+    assert "error" not in made and (folder / "zebra.db").exists()
+    assert await v.newest_backup(Path(app.settings.data), app.storage) == Path(made["file"])
+
+
+@pytest.mark.anyio
 async def test_a_bucket_gets_each_backup_and_loses_what_is_thinned(app, ada, clock, monkeypatch):
     class Bucket(v.BucketStorage):
         def __init__(self):
