@@ -3562,9 +3562,10 @@ async def vital_signs(app: App) -> list[Sign]:
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
     the process says where it hangs, and ends, so that it is started again."""
-    await app.db.write(value, sql=LAST_EVENT)
-    if sign_of_worker(app)["ok"]:
-        faulthandler.dump_traceback_later(STALLED_S, exit=True)
+    with contextlib.suppress(asyncio.CancelledError):  # as in run_due_jobs
+        await app.db.write(value, sql=LAST_EVENT)
+        if sign_of_worker(app)["ok"]:
+            faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
 # 18  HTTP
