@@ -627,6 +627,19 @@ asyncio.run(main(sys.argv[2]))
 """
 
 
+@anyio_test
+async def test_to_be_stopped_while_it_looks_whether_all_is_well_is_no_error(app, caplog):
+    go_on = threading.Event()
+    async with v.working(app):
+        hanging = asyncio.create_task(app.db._writer.run(lambda db: go_on.wait(30)))
+        async with asyncio.timeout(10):
+            while not app.db._committing or app.db._committing.done():
+                await asyncio.sleep(0.01)
+    go_on.set()
+    await hanging
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def left_alone(folder, how):
     """(exit code, what it printed, what it said of its end)"""
     command = [sys.executable, "-c", SCRIPT, str(folder / how), how]
