@@ -728,7 +728,7 @@ CREATE VIEW metrics AS
            json_object('provider', provider, 'state', state), count(*) FROM provider_jobs GROUP BY provider, state
     UNION ALL
     SELECT 'videofly_provider_seconds_total', 'Time that providers had orders which succeeded',
-           json_object('provider', provider), sum(ended_at - taken_at) / 1000.0
+           json_object('provider', provider), total(ended_at - taken_at) / 1000.0
     FROM provider_jobs WHERE state = 'succeeded' GROUP BY provider
     UNION ALL
     SELECT 'videofly_credits_granted_total', 'Credits granted', json_object('trans_type', trans_type), sum(initial)

@@ -3015,7 +3015,7 @@ def restore(data: Path, source: Path) -> Path:
 
 async def newest_backup(data: Path, storage: Storage) -> Path | None:
     """The newest backup that there is, here or in the bucket."""
-    here, part = max((data / "backups").glob("*.db"), default=None), data / "temporary" / "newest.db"
+    here, part = max((data / "backups").glob("????-*Z.db"), default=None), data / "temporary" / "newest.db"
     there = max(await storage.keys("backups"), default="")  # whose names are their times
     if Path(there).name <= (here.name if here else "") or not isinstance(storage, BucketStorage):
         return here
@@ -3056,12 +3056,15 @@ def go_under_litestream(settings: Settings) -> None:
     child = shlex.join([sys.executable, *sys.argv])
     os.execve(*litestream(settings, int(number.read_text()), "replicate", "-exec", child))  # noqa: S606
 
-async def begin(settings: Settings, storage: Storage) -> None:
-    """A new machine begins with the newest backup, if there is any.  Raises Refused."""
-    data = Path(settings.data)
-    if not (data / "videofly.db").exists() and (backup := await newest_backup(data, storage)):
-        await asyncio.to_thread(restore, data, backup)
-        log.warning("there was no database; the newest backup is restored")
+async def begin(data: Path, storage: Storage) -> None:
+    """A new machine begins with the newest backup, if there is any.  Raises Refused: it might be there."""
+    try:
+        if not (data / "videofly.db").exists() and (backup := await newest_backup(data, storage)):
+            await asyncio.to_thread(restore, data, backup)
+            (data / "temporary" / backup.name).unlink(missing_ok=True)
+            log.warning("there was no database; the newest backup is restored")
+    except Problem as failure:
+        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure.__cause__}.") from None
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -3083,7 +3086,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
-        await begin(settings, storage)
+        await begin(data, storage)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3115,6 +3118,7 @@ LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STALLED_S = 4 * LONGEST_PAUSE_S  # a worker that has not looked for work for so long does not look any more
 WAL_MAX_MB = 1024
 REPLICA_PAUSE_S = 3  # between questions whether all that was committed is in the bucket
+PATIENCE_S = 5  # with the writer, before it counts as stuck
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -3411,7 +3415,8 @@ async def back_up(app: App) -> dict[str, Any]:
     proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
         prove(db), dict(rows(db, "table_rows")), [key for key, is_wanted in rows(db, "media") if is_wanted]))
     after = await app.db.read(rows, sql="table_rows")
-    wrong = proof["faults"] + [name for name, most in after if not before[name] <= copied[name] <= most]
+    wrong = proof["faults"] + [f"the number of {name}" for name, most in after
+                               if not before[name] <= copied[name] <= most]
     if wrong:
         raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
     target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(media)))
@@ -3419,7 +3424,7 @@ async def back_up(app: App) -> dict[str, Any]:
     if isinstance(app.storage, BucketStorage):
         await on_thread(None, shutil.copyfile, target, part)
         await app.storage.put(f"backups/{target.name}", part, "application/vnd.sqlite3")
-    for name in thinned([file.name for file in folder.glob("*.db")]):
+    for name in thinned([file.name for file in folder.glob("????-*Z.db")]):
         (folder / name).unlink()
         (folder / name).with_suffix(".media").unlink(missing_ok=True)
         if isinstance(app.storage, BucketStorage):
@@ -3495,10 +3500,10 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     try:
         yield scheduler
     finally:
-        faulthandler.cancel_dump_traceback_later()
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
+        faulthandler.cancel_dump_traceback_later()  # now that nobody puts it off any more
         steps = asyncio.gather(*app.working.values(), return_exceptions=True)
         with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
             await asyncio.wait_for(steps, STOPPING_S)
@@ -3521,9 +3526,12 @@ def sign_of_worker(app: App) -> Sign:
 
 async def vital_signs(app: App) -> list[Sign]:
     """What has to be well for the server to be of use; it is asked every few seconds."""
-    await app.db.write(value, sql=LAST_EVENT)
+    with anyio.move_on_after(PATIENCE_S) as waiting:
+        await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
-    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+    stuck = waiting.cancelled_caught
+    signs = [sign_of_worker(app), sign_of("writer", not stuck, f"{app.db.waiting} transactions wait"),
+             sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
     last = await app.db.read(rows, sql="job_health")
     return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
@@ -3533,9 +3541,10 @@ async def vital_signs(app: App) -> list[Sign]:
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
     the process says where it hangs, and ends, so that it is started again."""
-    await app.db.write(value, sql=LAST_EVENT)
-    if sign_of_worker(app)["ok"]:
-        faulthandler.dump_traceback_later(STALLED_S, exit=True)
+    with contextlib.suppress(asyncio.CancelledError):  # as in run_due_jobs
+        await app.db.write(value, sql=LAST_EVENT)
+        if sign_of_worker(app)["ok"]:
+            faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
 # 18  HTTP
@@ -4424,7 +4433,7 @@ class Site(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         app, began_s, status = cast(App, self.opt["parts"]), time.perf_counter(), 499
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        id = given if re.fullmatch(r"[\w.-]{8,100}", given) else new_id("req")
+        id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
         REQUEST_ID.set(id)
 
         async def answer(message: Any) -> None:
@@ -4440,7 +4449,7 @@ class Site(Litestar):
             took_s = time.perf_counter() - began_s
             words = scope["method"], scope.get("path_template", "?"), str(status)
             app.requests.labels(*words).observe(took_s)
-            log.info("%s %s %s in %.1f ms", scope["method"], scope["path"], status, took_s * 1000)
+            log.info("%s %s %s in %.1f ms", scope["method"], quote(scope["path"]), status, took_s * 1000)
 
 def http(app: App) -> Site:
     """The running parts as an ASGI application."""
@@ -4543,10 +4552,7 @@ def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: st
     """Run a command; of what it was refused click makes one line."""
     write_log("text")
     os.umask(0o077)
-    try:
-        return uvloop.run(work(read_settings(os.environ | environ), *args))
-    except Problem as failure:
-        raise Refused(failure.message) from None
+    return uvloop.run(work(read_settings(os.environ | environ), *args))
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
     click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])
