@@ -604,10 +604,10 @@ CREATE TABLE jobs (
     result           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(result))
 ) STRICT, WITHOUT ROWID;
 
--- Since when each has not succeeded, and what was wrong with the last: an error, or a fault that it found.
+-- Since when each has not succeeded, and what was wrong with the last: an error, or a fault or a missing file that it found.
 CREATE VIEW job_health AS
     SELECT name, coalesce(succeeded_at, began_at, due_at) AS well_at,
-           coalesce(result ->> '$.error', result ->> '$.faults[0]') AS trouble
+           coalesce(result ->> '$.error', result ->> '$.faults[0]', result ->> '$.missing[0]') AS trouble
     FROM jobs;
 
 ---------------------------------------------------------------------------------------- events --
@@ -752,13 +752,13 @@ CREATE VIEW metrics AS
            (SELECT count(*) FROM payment_events WHERE state = word)
     FROM (SELECT value AS word FROM json_each('["applied", "attention", "ignored"]'))
     UNION ALL
-    SELECT 'videofly_job_runs_total', 'Runs of each scheduled job', json_object('job', name), runs FROM jobs
+    SELECT 'videofly_job_runs_total', 'Runs of each scheduled job', json_object('name', name), runs FROM jobs
     UNION ALL
-    SELECT 'videofly_job_failing', 'Whether the last run failed, or found faults', json_object('job', name), trouble IS NOT NULL
+    SELECT 'videofly_job_failing', 'Whether the last run failed, or found faults', json_object('name', name), trouble IS NOT NULL
     FROM job_health
     UNION ALL
     SELECT 'videofly_job_success_timestamp_seconds', 'When each last succeeded; of backup: the last known to restore',
-           json_object('job', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
+           json_object('name', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
     UNION ALL
     SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows
     ORDER BY name;

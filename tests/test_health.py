@@ -260,7 +260,7 @@ async def test_nothing_personal_is_among_the_numbers(client, app, day):
               *day["ids"], *(each.key for each in day["people"])]
     assert [word for word in hidden if word in text] == [] and not UUID.search(text)
     assert set(re.findall(r'([a-z_]+)="', text)) <= {
-        "method", "path", "status", "provider", "model", "le", "state", "trans_type", "job", "table"}
+        "method", "path", "status", "provider", "model", "le", "state", "trans_type", "name", "table"}
 
 
 @pytest.mark.parametrize("host, status", [

@@ -105,7 +105,7 @@ def test_every_yaml_can_be_read_and_every_alert_asks_for_what_there_is():
     assert len([yaml.safe_load(text) for text in blocks("yaml")]) == 3
     schema = (v.FILES / "schema.sql").read_text()
     for rule in yaml.safe_load(block("yaml", "alert"))["groups"][0]["rules"]:
-        for name, job in re.findall(r'(videofly_\w+)\{exported_job="(\w+)"', rule["expr"]):
+        for name, job in re.findall(r'(videofly_\w+)\{name="(\w+)"', rule["expr"]):
             assert name in schema and job in v.JOBS
 
 
