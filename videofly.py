@@ -1021,14 +1021,15 @@ def price(model: Model, *, duration: int, quality: str) -> int:
     return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
-    problems: ClassVar[dict[str, type[Problem]]] = {}
+    """A body that somebody sends."""
+
+# What a field is refused with that is not right, where not with Invalid.
+FIELD_PROBLEMS: dict[str, type[Problem]] = {
+    "model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption,
+    "quality": InvalidOption, "productId": ProductNotFound}
 
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
-    problems = {"model": ModelNotFound, "duration": InvalidDuration,
-                "aspectRatio": InvalidOption, "quality": InvalidOption}
-
     model: Annotated[str, msgspec.Meta(max_length=100)]
     prompt: Annotated[str, _("what the video should show", min_length=1, max_length=4000)]
     duration: Seconds | None = None
@@ -1071,7 +1072,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
         sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
-        raise NewVideo.problems[field](sentence, field=field, offered=choices)
+        raise FIELD_PROBLEMS[field](sentence, field=field, offered=choices)
     return choices[0] if wanted is None else wanted
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
@@ -1666,8 +1667,6 @@ def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int)
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
 class CheckoutWish(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
     product_id: Annotated[str, _("a pack or a plan", max_length=100)]
     units: Annotated[int, _("how many of a pack", ge=1, le=100)] = 1
     discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
@@ -3610,7 +3609,7 @@ class Request(litestar.Request[Principal, Any, State]):
                 reason += f"; the fields are {', '.join(kind.__struct_encode_fields__)}"
             if not (name := re.split(r"[.\[`]", path)[0]):
                 raise Invalid(f"{reason}.") from None
-            raise kind.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
+            raise FIELD_PROBLEMS.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
@@ -3987,8 +3986,6 @@ CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSa
 Link = TypedDict("Link", {"url": str})
 
 class Change(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
     mode: Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")] = "scheduled"
     product_id: Annotated[str, _("the plan to change to", max_length=100)] | None = None
 
