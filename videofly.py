@@ -951,7 +951,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    for ours in ("creem", "litestream"):  # in a copy these stand for nothing: an old one could be wrong
+    for ours in ("creem", "litestream", "http"):  # in a copy they stand for nothing: it could be wrong
         file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
@@ -3635,14 +3635,8 @@ KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
 REFUSED = {status: openapi.ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})}
-ARGUMENTS = {  # what Litestar would say in its own way
-    "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
-    "file": "Send the image as the multipart form field `file`.",
-    "key": "Idempotency-Key must be 1 to 255 characters.",
-    "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
-    "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(typing.get_args(Status))}."}
-HEADERS = {"retryAfter": "Retry-After", "allow": "Allow"}  # by detail
+ARGUMENTS = BUILT_IN["http"]["arguments"]  # what is said of them where Litestar would in its own way
+SHOWN_WITH = BUILT_IN["http"]["headers"]  # a kind of page, or a refusal by its code
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
     success: bool
@@ -3654,10 +3648,9 @@ def ok(data: T) -> Answer[T]:
 
 def answer_failure(request: AnyRequest, failure: Exception) -> Response[Failed]:
     problem = failure if isinstance(failure, Problem) else in_our_words(request, failure)
-    fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
-    told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
+    headers = fill(SHOWN_WITH.get(problem.code, {}), problem.details) or {}
     refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
-    return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
+    return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=headers)
 
 def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
     """What Litestar itself refuses; a client that went away hears nothing of it.  What nobody foresaw is
@@ -3851,10 +3844,6 @@ ProductOffer = TypedDict("ProductOffer", {
 ProductList = TypedDict("ProductList", {
     "packs": list[ProductOffer], "plans": list[ProductOffer], "gift": int, "payments": str})
 ImageForm = TypedDict("ImageForm", {"file": UploadFile})
-NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-MEDIA_HEADERS = NOSNIFF | {
-    "Cache-Control": "private, max-age=3600",
-    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}
 
 async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answer[Upload]:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
@@ -3882,7 +3871,7 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
     if not isinstance(storage, FolderStorage):
         raise NotFound
     file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
-    return FileResponse(file, headers=MEDIA_HEADERS)
+    return FileResponse(file, headers=SHOWN_WITH["media"])
 
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
@@ -4357,15 +4346,11 @@ PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
 DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
 PAGES = ["/", "/set-up", "/sign-in", "/sign-up", "/credits", "/sandbox", "/sandbox/checkout"]
-POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-# Swagger UI writes styles into its elements, and draws its icons as data.
-DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 @get([*PAGES, "/docs"], include_in_schema=False)
 async def show_page(request: Request) -> Response[str]:
-    text, policy = (DOCS, DOCS_POLICY) if request.url.path.startswith("/docs") else (PAGE, POLICY)
-    headers = NOSNIFF | {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
-    return Response(text, media_type=MediaType.HTML, headers=headers)
+    text, kind = (DOCS, "docs") if request.url.path.startswith("/docs") else (PAGE, "page")
+    return Response(text, media_type=MediaType.HTML, headers=SHOWN_WITH[kind])
 
 @get(["/up", "/healthz", "/readyz"], include_in_schema=False)
 async def show_health(request: Request) -> dict[str, str]:
