@@ -3308,9 +3308,9 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
         raise Moderated("What the prompt asks for is not allowed here.")
     return str(verdict.get("id"))
 
-async def hear(app: App, event: Mapping[str, Any]) -> None:
-    """Take something that Creem answered as if it had told it by itself."""
-    body = msgspec.json.encode(event)
+async def hear(app: App, event: bytes | Mapping[str, Any]) -> None:
+    """Take what Creem told, or answered, which is as good."""
+    body = event if isinstance(event, bytes) else msgspec.json.encode(event)
     row = read_event(body, now=app.now())
     await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
 
@@ -3993,11 +3993,9 @@ async def check_out(request: Request, data: JSONBody[CheckoutWish],
     checkout = await request.read(find_checkout, id=msgspec.json.decode(made)["id"])
     product, is_sandbox = app.catalogue.product(checkout["product"]), isinstance(creem, Sandbox)
     if (url := checkout["url"]) is None and product:
-        discount: dict[str, Any] = {"discount_code": data.discount_code} if data.discount_code else {}
-        answer = await creem.call(
-            "POST /v1/checkouts", product_id=product.at_creem, request_id=checkout["id"], **discount,
-            units=checkout["units"], success_url=f"{request.base}/credits", customer={"email": user["email"]},
-            metadata={"referenceId": user["id"]})
+        answer = await creem.call("POST /v1/checkouts", **fill(CREEM["checkout"], {
+            **checkout, "at_creem": product.at_creem, "discount_code": data.discount_code,
+            "base": request.base, "email": user["email"]}))
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
@@ -4015,21 +4013,16 @@ async def change_subscription(request: Request, act: FromPath[Literal["cancel", 
                               data: JSONBody[Change] = Change()) -> Answer[Billing]:  # noqa: B008
     """End the subscription (with its period, or at once), let it go on, or change its plan: when another
     plan's credits come, UPGRADE_POLICY says."""
-    creem, found = cashier(request), await request.read(find_subscription)
-    plan, at_once = request.parts.catalogue.product(data.product_id), request.parts.shop.policy == "immediate"
+    creem, found, shop = cashier(request), await request.read(find_subscription), request.parts.shop
+    plan = shop.catalogue.product(data.product_id) if act == "upgrade" else None
     if act == "upgrade" and not isinstance(plan, Plan):
         raise ProductNotFound("There is no such plan.")
-    changes: dict[str, tuple[str, dict[str, Any]]] = {
-        "cancel": ("end" if data.mode == "immediate" else "cancel", {"mode": data.mode}),
-        "resume": ("resume", {}),
-        "upgrade": ("upgrade, paid" if at_once else "upgrade", {
-            "product_id": plan and plan.at_creem,
-            "update_behavior": f"proration-{'charge-immediately' if at_once else 'none'}"})}
-    story, said = changes[act]
+    change = fill(CREEM["changes"][act], {
+        "mode": data.mode, "policy": shop.policy, "product_id": plan and plan.at_creem})
     if isinstance(creem, Sandbox):
-        await creem.change(story, found, plan if act == "upgrade" else None)
+        await creem.change(change["story"], found, plan)
     else:
-        await ask_for_change(request.parts, creem, found["id"], act, said)
+        await ask_for_change(request.parts, creem, found["id"], act, change.get("said", {}))
     return ok(await request.read(billing))
 
 async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[str, Any]) -> None:
@@ -4061,8 +4054,7 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
         raise PaymentsOff("CREEM_WEBHOOK_SECRET is not set.")
     if not is_signed_by_creem(request.headers, body, app.creem.secret, app.now()):
         raise Unauthorized("Creem did not sign that.")
-    row = read_event(body, now=app.now())
-    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+    await hear(app, body)
     return ok({"received": True})
 
 async def run_job_now(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
