@@ -4165,29 +4165,24 @@ async def check_parts(request: Request) -> Answer[CheckList]:
     """Look at everything that the server stands on."""
     app = request.parts
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
-    creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
+    # What is outside may be in trouble, which is then what is found.
+    found, storage = await asyncio.gather(unknown_products(app), app.storage.check(), return_exceptions=True)
+    unknown = f"Creem does not know {', '.join(found)}" if found and isinstance(found, list) else found
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
-    waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events"
+    waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events need attention"
     checks = await vital_signs(app) + [*itertools.starmap(sign_of, [
         ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         ("database", not faults, "; ".join(faults) or "whole"),
         ("books", books["valid"],
          "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
-        ("payments", not creem, creem or f"{how.get(type(app.creem), 'off')}; {waiting} need attention"),
+        ("payments", not unknown, str(unknown or f"{how.get(type(app.creem), 'off')}; {waiting}")),
         ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
            else f"not used: {there.template.key} is not set")
           for name, there in app.providers.items() if isinstance(there, HttpProvider)),
-        ("storage", not storage, storage or type(app.storage).__name__)])]
+        ("storage", not storage, str(storage or type(app.storage).__name__))])]
     return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
-
-async def trouble_with(look: Awaitable[list[str] | None]) -> str:
-    """Why somebody outside does not serve us, or nothing; they may lack some of our products."""
-    try:
-        return f"Creem does not know {', '.join(missing)}" if (missing := await look) else ""
-    except Problem as failure:
-        return failure.message
 
 async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
                       limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:
