@@ -3873,23 +3873,22 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
     file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
     return FileResponse(file, headers=SHOWN_WITH["media"])
 
+def offer(as_: type[T], sold: Model | Pack | Plan, **computed: Any) -> T:
+    """What people see of something that is on sale."""
+    known = msgspec.structs.asdict(sold) | computed
+    fields = fields_of(as_)  # type: ignore[arg-type]
+    return as_(**{name: known[field] for field, (name, _) in fields.items() if field in known})
+
 async def list_models(request: Request) -> Answer[ModelList]:
     catalogue = request.parts.catalogue
-    offers: list[ModelOffer] = [
-        {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
-         "durations": model.durations, "aspectRatios": model.aspect_ratios, "qualities": [*model.qualities],
-         "prices": {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
-                    for quality in model.qualities}}
-        for model in catalogue.models if model.enabled]
-    return ok({"models": offers, "catalogVersion": catalogue.version})
-
-def product_offer(product: Pack | Plan) -> Any:
-    shown = msgspec.structs.asdict(product).items()
-    return {camel_case(name): part for name, part in shown if name != "creem_id"}
+    return ok({"catalogVersion": catalogue.version, "models": [
+        offer(ModelOffer, model, qualities=[*model.qualities], prices={
+            quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
+            for quality in model.qualities}) for model in catalogue.models if model.enabled]})
 
 async def list_products(request: Request) -> Answer[ProductList]:
     catalogue, creem = request.parts.catalogue, request.parts.creem
-    packs, plans = ([*map(product_offer, sold)] for sold in (catalogue.packs, catalogue.plans))
+    packs, plans = ([offer(ProductOffer, one) for one in sold] for sold in (catalogue.packs, catalogue.plans))
     payments = "real" if isinstance(creem, Creem) else "sandbox" if creem else "off"
     return ok({"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments})
 
