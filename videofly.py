@@ -947,7 +947,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    for ours in ("creem", "litestream"):  # in a copy these stand for nothing: an old one could be wrong
+    for ours in ("creem", "litestream", "http"):  # in a copy they stand for nothing: it could be wrong
         file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
@@ -1017,14 +1017,15 @@ def price(model: Model, *, duration: int, quality: str) -> int:
     return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
-    problems: ClassVar[dict[str, type[Problem]]] = {}
+    """A body that somebody sends."""
+
+# What a field is refused with that is not right, where not with Invalid.
+FIELD_PROBLEMS: dict[str, type[Problem]] = {
+    "model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption,
+    "quality": InvalidOption, "productId": ProductNotFound}
 
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
-    problems = {"model": ModelNotFound, "duration": InvalidDuration,
-                "aspectRatio": InvalidOption, "quality": InvalidOption}
-
     model: Annotated[str, msgspec.Meta(max_length=100)]
     prompt: Annotated[str, _("what the video should show", min_length=1, max_length=4000)]
     duration: Seconds | None = None
@@ -1067,7 +1068,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
         sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
-        raise NewVideo.problems[field](sentence, field=field, offered=choices)
+        raise FIELD_PROBLEMS[field](sentence, field=field, offered=choices)
     return choices[0] if wanted is None else wanted
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
@@ -1662,8 +1663,6 @@ def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int)
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
 class CheckoutWish(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
     product_id: Annotated[str, _("a pack or a plan", max_length=100)]
     units: Annotated[int, _("how many of a pack", ge=1, le=100)] = 1
     discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
@@ -2036,15 +2035,16 @@ Receipt = TypedDict("Receipt", {
     "providerJobs": list[ProviderJob]})
 LOST_ORDERS = "SELECT count(*) FROM provider_jobs WHERE state = 'unknown' AND ended_at IS NOT NULL"
 
-def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now: int) -> Quote:
+def quote_video(db: Db, *, user_id: str, wish: NewVideo, catalogue: Catalogue, now: int) -> Quote:
     """What an order would cost, and from where it would be paid; nothing is ordered."""
+    order = choose(catalogue, wish, seed=0)
     check_images(db, user_id=user_id, images=order.images)
     packages = spendable(db, user_id=user_id, now=now)
     available = sum(package["credits"] for package in packages)
     draws = draw(packages, order.credits) if available >= order.credits else []
     return {"credits": order.credits, "available": available, "sufficient": bool(draws), "draws": draws,
             "model": order.model, "duration": order.duration, "aspectRatio": order.aspect_ratio,
-            "quality": order.quality, "catalogVersion": catalog_version}
+            "quality": order.quality, "catalogVersion": catalogue.version}
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
@@ -3309,9 +3309,9 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
         raise Moderated("What the prompt asks for is not allowed here.")
     return str(verdict.get("id"))
 
-async def hear(app: App, event: Mapping[str, Any]) -> None:
-    """Take something that Creem answered as if it had told it by itself."""
-    body = msgspec.json.encode(event)
+async def hear(app: App, event: bytes | Mapping[str, Any]) -> None:
+    """Take what Creem told, or answered, which is as good."""
+    body = event if isinstance(event, bytes) else msgspec.json.encode(event)
     row = read_event(body, now=app.now())
     await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
 
@@ -3549,9 +3549,9 @@ async def watch(app: App) -> None:
 # ---------------------------------------------------------------------------
 # 18  HTTP
 # ---------------------------------------------------------------------------
-# ADDRESSES says what is where.  Most carry out one transaction of the sections above, whose parameters say
-# what is asked for; the others are handlers: they parse, call one function, and answer.  Where signed_in or
-# administrator comes before, request.user is who asks; what uses it without them fails closed.
+# ADDRESSES says what is where.  Most carry out one transaction of the sections above, the others a function
+# whose request comes first; parameters say what is asked for, and what is returned is the answer.  Without
+# signed_in or administrator before it there is no request.user, who asks: what uses it fails closed.
 
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
@@ -3566,24 +3566,27 @@ class Request(litestar.Request[Principal, Any, State]):
     """Bodies are decoded straight into the handler's Struct: "5" is no number here, nor is true."""
     async def read(self, fn: Callable[..., T], /, **given: Any) -> T:
         """What a function finds for whoever asks."""
-        return await self.parts.db.read(fn, **self.told(fn, given))
+        return await self.parts.db.read(fn, **await self.told(fn, given))
 
     async def write(self, fn: Callable[..., T], /, **given: Any) -> T:
         try:
-            return await self.parts.db.write(fn, **self.told(fn, given))
+            return await self.parts.db.write(fn, **await self.told(fn, given))
         finally:  # somebody may be somebody else now: nothing remembered of who they are holds
             self.parts.principals = {}
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        act = functools.partial(fn, **self.told(fn, given))
+        act = functools.partial(fn, **await self.told(fn, given))
         once = {"act": act, "key": self.user.user_id and key,
                 "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}
-        return await self.parts.db.write(once_only, **self.told(once_only, once))
+        return await self.parts.db.write(once_only, **await self.told(once_only, once))
 
-    def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-        """What is given, and what the function wants besides and is known."""
-        unsaid = (KNOWN.keys() & signature(fn).parameters) - given.keys()
+    async def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+        """What is given, a password as the hash that is wanted, and what is wanted besides and is known."""
+        wanted = signature(fn).parameters
+        if "password_hash" in wanted and (password := given.pop("password", None)):
+            given["password_hash"] = await self.parts.hash(HASHER.hash, password)
+        unsaid = (KNOWN.keys() & wanted) - given.keys()
         return {word: KNOWN[word](self) for word in unsaid} | given
 
     @property
@@ -3616,7 +3619,7 @@ class Request(litestar.Request[Principal, Any, State]):
                 reason += f"; the fields are {', '.join(kind.__struct_encode_fields__)}"
             if not (name := re.split(r"[.\[`]", path)[0]):
                 raise Invalid(f"{reason}.") from None
-            raise kind.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
+            raise FIELD_PROBLEMS.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
@@ -3628,11 +3631,19 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "new_code": lambda request: secrets.token_urlsafe(24),
     "base": lambda request: request.base,
     "now": lambda request: request.parts.now(),
+    "catalogue": lambda request: request.parts.catalogue,
     "rules": lambda request: request.parts.catalogue.credits,
     "shop": lambda request: request.parts.shop,
+    "creem": lambda request: required(request.parts.creem, PaymentsOff()),
+    "acted": lambda request: sandbox(request.parts),
     "is_sandbox": lambda request: isinstance(request.parts.creem, Sandbox),
     "catalog_version": lambda request: request.parts.catalogue.version,
     "max_running": lambda request: request.parts.settings.video_max_concurrent}
+
+def sandbox(app: App) -> Sandbox:
+    if not isinstance(creem := required(app.creem, PaymentsOff()), Sandbox):
+        raise NotFound("Payments are real here.")
+    return creem
 
 # --- answers
 
@@ -3642,14 +3653,8 @@ KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
 REFUSED = {status: openapi.ResponseSpec(Failed, generate_examples=False, description="; ".join(
     f"{kind.code} {kind.__doc__}" for kind in Problem.__subclasses__() if kind.status == status))
     for status in sorted({kind.status for kind in Problem.__subclasses__()})}
-ARGUMENTS = {  # what Litestar would say in its own way
-    "data": "The body must be a JSON object; an image, a multipart form with it in the field `file`.",
-    "file": "Send the image as the multipart form field `file`.",
-    "key": "Idempotency-Key must be 1 to 255 characters.",
-    "limit": "limit must be a whole number from 1 to 100, of reports to 10000.",
-    "cursor": "cursor must be a nextCursor that this address returned.",
-    "status": f"status must be one of {', '.join(typing.get_args(Status))}."}
-HEADERS = {"retryAfter": "Retry-After", "allow": "Allow"}  # by detail
+ARGUMENTS = BUILT_IN["http"]["arguments"]  # what is said of them where Litestar would in its own way
+SHOWN_WITH = BUILT_IN["http"]["headers"]  # a kind of page, or a refusal by its code
 
 class Answer(msgspec.Struct, Generic[T], frozen=True):
     success: bool
@@ -3661,10 +3666,9 @@ def ok(data: T) -> Answer[T]:
 
 def answer_failure(request: AnyRequest, failure: Exception) -> Response[Failed]:
     problem = failure if isinstance(failure, Problem) else in_our_words(request, failure)
-    fixed = {Busy: {"Retry-After": "1"}, Unauthorized: {"WWW-Authenticate": "Bearer"}}.get(type(problem), {})
-    told = {HEADERS[name]: str(detail) for name, detail in problem.details.items() if name in HEADERS}
+    headers = fill(SHOWN_WITH.get(problem.code, {}), problem.details) or {}
     refusal = Refusal(code=problem.code, message=problem.message, details=problem.details)
-    return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=fixed | told)
+    return Response(Failed(success=False, error=refusal), status_code=problem.status, headers=headers)
 
 def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
     """What Litestar itself refuses; a client that went away hears nothing of it.  What nobody foresaw is
@@ -3759,17 +3763,17 @@ async def wait_for_end(request: Request, id: str, seconds: int) -> Video:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(bell.wait(), left_s)
 
-async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = None,
-                      prefer: Prefer = None) -> Response[Answer[Video]]:
+async def order_video(request: Request, key: Once = None, prefer: Prefer = None, *,
+                      wish: NewVideo) -> Response[Answer[Video]]:
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
     if free_mb(app) < app.settings.disk_low_mb:
         raise DiskFull("The disk is almost full: nothing new is made until there is room.")
-    order = choose(app.catalogue, data, seed=random.getrandbits(31))
+    order = choose(app.catalogue, wish, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
     answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
-    moderation_id = None if answered else await moderate(app, data)
-    stored = await request.write_once(request_video, key, data, id=id, order=order, timeout=minutes * MINUTE,
+    moderation_id = None if answered else await moderate(app, wish)
+    stored = await request.write_once(request_video, key, wish, id=id, order=order, timeout=minutes * MINUTE,
                                       moderation_id=moderation_id)
     answer = cast(Answer[Video], ok(stored))
     ordered = msgspec.json.decode(stored)["videoUuid"]
@@ -3781,19 +3785,16 @@ async def order_video(request: Request, data: JSONBody[NewVideo], key: Once = No
         answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
     return Response(answer, headers=headers)
 
-async def store_again(request: Request, uuid: FromPath[str], key: Once = None) -> Response[Answer[Video]]:
+async def store_again(request: Request, id: str, key: Once = None) -> Response[Answer[Video]]:
     """Store a failed video's result after all, for its price.  Answers when that is done, or after half a
     minute with 202."""
-    job = await request.read(find_own, as_=Job, id=uuid)
+    job = await request.read(find_own, as_=Job, id=id)
     await check_original(request.parts, job)
-    await request.write_once(retry_video, key, None, id=uuid)
-    video = await wait_for_end(request, uuid, RETRY_WAIT_S)
+    await request.write_once(retry_video, key, None, id=id)
+    video = await wait_for_end(request, id, RETRY_WAIT_S)
     if failure := video["error"]:
         raise KINDS[failure["code"]](failure["message"])
     return Response(ok(with_links(request, video)), status_code=200 if video["finishedAt"] else 202)
-
-async def answer_quote(request: Request, data: JSONBody[NewVideo]) -> Answer[Quote]:
-    return ok(await request.read(quote_video, order=choose(request.parts.catalogue, data, seed=0)))
 
 async def follow_events(request: Request) -> ServerSentEvent:
     """What happens to the user's videos and credits, as server-sent events; Last-Event-ID replays."""
@@ -3858,12 +3859,8 @@ ProductOffer = TypedDict("ProductOffer", {
 ProductList = TypedDict("ProductList", {
     "packs": list[ProductOffer], "plans": list[ProductOffer], "gift": int, "payments": str})
 ImageForm = TypedDict("ImageForm", {"file": UploadFile})
-NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-MEDIA_HEADERS = NOSNIFF | {
-    "Cache-Control": "private, max-age=3600",
-    "Content-Security-Policy": "default-src 'none'; media-src 'self'; img-src 'self'; sandbox"}
 
-async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answer[Upload]:
+async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Upload:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
     if len(content := await data["file"].read()) > UPLOAD_MAX:
         raise TooLarge("An image may have 10 MB at most.")
@@ -3879,7 +3876,7 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Answ
         raise
     finally:
         part.unlink(missing_ok=True)
-    return ok({"key": key, "url": app.storage.link(key, base=request.base, now=app.now())})
+    return {"key": key, "url": app.storage.link(key, base=request.base, now=app.now())}
 
 @route("/media/{key:path}", http_method=["GET", "HEAD"], include_in_schema=False)
 async def media(request: Request, key: FromPath[str], until: FromQuery[str] = "",
@@ -3889,27 +3886,25 @@ async def media(request: Request, key: FromPath[str], until: FromQuery[str] = ""
     if not isinstance(storage, FolderStorage):
         raise NotFound
     file = storage.find(key.lstrip("/"), until=until, signature=signature, now=now)
-    return FileResponse(file, headers=MEDIA_HEADERS)
+    return FileResponse(file, headers=SHOWN_WITH["media"])
 
-async def list_models(request: Request) -> Answer[ModelList]:
-    catalogue = request.parts.catalogue
-    offers: list[ModelOffer] = [
-        {"id": model.id, "name": model.name, "description": model.description, "modes": model.modes,
-         "durations": model.durations, "aspectRatios": model.aspect_ratios, "qualities": [*model.qualities],
-         "prices": {quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
-                    for quality in model.qualities}}
-        for model in catalogue.models if model.enabled]
-    return ok({"models": offers, "catalogVersion": catalogue.version})
+def offer(as_: type[T], sold: Model | Pack | Plan, **computed: Any) -> T:
+    """What people see of something that is on sale."""
+    known = msgspec.structs.asdict(sold) | computed
+    fields = fields_of(as_)  # type: ignore[arg-type]
+    return as_(**{name: known[field] for field, (name, _) in fields.items() if field in known})
 
-def product_offer(product: Pack | Plan) -> Any:
-    shown = msgspec.structs.asdict(product).items()
-    return {camel_case(name): part for name, part in shown if name != "creem_id"}
+async def list_models(request: Request, *, catalogue: Catalogue) -> ModelList:
+    return {"catalogVersion": catalogue.version, "models": [
+        offer(ModelOffer, model, qualities=[*model.qualities], prices={
+            quality: {n: price(model, duration=n, quality=quality) for n in model.durations}
+            for quality in model.qualities}) for model in catalogue.models if model.enabled]}
 
-async def list_products(request: Request) -> Answer[ProductList]:
+async def list_products(request: Request) -> ProductList:
     catalogue, creem = request.parts.catalogue, request.parts.creem
-    packs, plans = ([*map(product_offer, sold)] for sold in (catalogue.packs, catalogue.plans))
+    packs, plans = ([offer(ProductOffer, one) for one in sold] for sold in (catalogue.packs, catalogue.plans))
     payments = "real" if isinstance(creem, Creem) else "sandbox" if creem else "off"
-    return ok({"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments})
+    return {"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments}
 
 # --- accounts
 
@@ -3918,15 +3913,11 @@ Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
 Wished = Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None
 Given = Annotated[str, msgspec.Meta(max_length=256)]  # for comparison only
 
-async def begin_session(request: Request, fn: Callable[..., User], *, password: str | None = None,
-                        **given: Any) -> Response[Answer[User]]:
+async def begin_session(request: Request, fn: Callable[..., User], **given: Any) -> Response[Answer[User]]:
     """Do what also begins a session, and answer with its cookie."""
-    token = secrets.token_urlsafe(32)
-    if password:
-        given["password_hash"] = await request.parts.hash(HASHER.hash, password)
-    act = functools.partial(fn, **request.told(fn, given))
-    return Response(ok(await request.write(admit, act=act, session_digest=digest(token))),
-                    cookies=[request.cookie(token)])
+    token, act = secrets.token_urlsafe(32), functools.partial(fn, **await request.told(fn, given))
+    user = await request.write(admit, act=act, session_digest=digest(token))
+    return Response(ok(user), cookies=[request.cookie(token)])
 
 async def check_password(request: Request, email: str, password: str,
                          wrong: str = "The e-mail address or the password is wrong.") -> str:
@@ -3991,66 +3982,49 @@ async def change_password(request: Request, *, new_password: Password,
 
 CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSandbox": bool})
 Link = TypedDict("Link", {"url": str})
+Mode = Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")]
+NewPlan = Annotated[str, _("the plan to change to", max_length=100)] | None
 
-class Change(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
-    mode: Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")] = "scheduled"
-    product_id: Annotated[str, _("the plan to change to", max_length=100)] | None = None
-
-def cashier(request: Request) -> Creem | Sandbox:
-    if (creem := request.parts.creem) is None:
-        raise PaymentsOff
-    if isinstance(creem, Sandbox):
-        creem.transport = httpx.ASGITransport(cast(Any, request.app))
-    return creem
-
-async def check_out(request: Request, data: JSONBody[CheckoutWish],
-                    key: Once = None) -> Answer[CheckoutBegun]:
+async def check_out(request: Request, key: Once = None, *, creem: Creem | Sandbox,
+                    wish: CheckoutWish) -> CheckoutBegun:
     """Where to pay for a pack or a plan."""
-    app, creem, user = request.parts, cashier(request), await request.read(get_user)
-    made = await request.write_once(add_checkout, key, data, id=new_id("chk"), wish=data)
+    app, user = request.parts, await request.read(get_user)
+    made = await request.write_once(add_checkout, key, wish, id=new_id("chk"), wish=wish)
     checkout = await request.read(find_checkout, id=msgspec.json.decode(made)["id"])
     product, is_sandbox = app.catalogue.product(checkout["product"]), isinstance(creem, Sandbox)
     if (url := checkout["url"]) is None and product:
-        discount: dict[str, Any] = {"discount_code": data.discount_code} if data.discount_code else {}
-        answer = await creem.call(
-            "POST /v1/checkouts", product_id=product.at_creem, request_id=checkout["id"], **discount,
-            units=checkout["units"], success_url=f"{request.base}/credits", customer={"email": user["email"]},
-            metadata={"referenceId": user["id"]})
+        answer = await creem.call("POST /v1/checkouts", **fill(CREEM["checkout"], {
+            **checkout, "at_creem": product.at_creem, "discount_code": wish.discount_code,
+            "base": request.base, "email": user["email"]}))
         url = urljoin(request.base, str(answer.get("checkout_url")))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
         await app.db.write(run, sql=MARK_CHECKOUT, id=checkout["id"], checkout_id=answer.get("id"), url=url)
-    return ok({"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox})
+    return {"checkoutId": checkout["id"], "url": str(url), "isSandbox": is_sandbox}
 
-async def open_portal(request: Request) -> Answer[Link]:
+async def open_portal(request: Request, *, creem: Creem | Sandbox) -> Link:
     """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
-    creem, bought = cashier(request), (await request.read(billing))["payments"]
+    bought = (await request.read(billing))["payments"]
     customer_id = required(next((one["customerId"] for one in bought), None), NoSubscription())
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
-    return ok({"url": urljoin(request.base, str(answer.get("customer_portal_link")))})
+    return {"url": urljoin(request.base, str(answer.get("customer_portal_link")))}
 
 async def change_subscription(request: Request, act: FromPath[Literal["cancel", "resume", "upgrade"]],
-                              data: JSONBody[Change] = Change()) -> Answer[Billing]:  # noqa: B008
+                              *, creem: Creem | Sandbox, mode: Mode = "scheduled",
+                              product_id: NewPlan = None) -> Billing:
     """End the subscription (with its period, or at once), let it go on, or change its plan: when another
     plan's credits come, UPGRADE_POLICY says."""
-    creem, found = cashier(request), await request.read(find_subscription)
-    plan, at_once = request.parts.catalogue.product(data.product_id), request.parts.shop.policy == "immediate"
+    found, shop = await request.read(find_subscription), request.parts.shop
+    plan = shop.catalogue.product(product_id) if act == "upgrade" else None
     if act == "upgrade" and not isinstance(plan, Plan):
         raise ProductNotFound("There is no such plan.")
-    changes: dict[str, tuple[str, dict[str, Any]]] = {
-        "cancel": ("end" if data.mode == "immediate" else "cancel", {"mode": data.mode}),
-        "resume": ("resume", {}),
-        "upgrade": ("upgrade, paid" if at_once else "upgrade", {
-            "product_id": plan and plan.at_creem,
-            "update_behavior": f"proration-{'charge-immediately' if at_once else 'none'}"})}
-    story, said = changes[act]
+    change = fill(CREEM["changes"][act], {
+        "mode": mode, "policy": shop.policy, "product_id": plan and plan.at_creem})
     if isinstance(creem, Sandbox):
-        await creem.change(story, found, plan if act == "upgrade" else None)
+        await creem.change(change["story"], found, plan)
     else:
-        await ask_for_change(request.parts, creem, found["id"], act, said)
-    return ok(await request.read(billing))
+        await ask_for_change(request.parts, creem, found["id"], act, change.get("said", {}))
+    return await request.read(billing)
 
 async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[str, Any]) -> None:
     """The answer is taken as told.  When Creem refuses to cancel, what it has counts: it may be cancelled."""
@@ -4062,16 +4036,15 @@ async def ask_for_change(app: App, creem: Creem, id: str, act: str, said: dict[s
             raise
     await hear(app, {"id": new_id("answer"), "eventType": "subscription.update", "object": answer})
 
-async def come_back(request: Request) -> Answer[dict[str, bool]]:
+async def come_back(request: Request, *, creem: Creem | Sandbox) -> dict[str, bool]:
     """With the query that the buyer came back with: whether it is Creem's.  Credits never come from here."""
-    creem, query = cashier(request), str(request.url.query)
-    given = dict(parse_qsl(query))
-    right = sign_return(query, creem.key)
+    query = str(request.url.query)
+    given, right = dict(parse_qsl(query)), sign_return(query, creem.key)
     received = hmac.compare_digest(given.get("signature", "").encode(), right.encode())
     if received and isinstance(creem, Creem):
         with contextlib.suppress(PaymentsFailed):
             await hear_checkout(request.parts, creem, given.get("checkout_id", ""))
-    return ok({"received": received})
+    return {"received": received}
 
 @hook(["/api/webhooks/creem", "/api/auth/creem/webhook"])
 async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
@@ -4081,46 +4054,37 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
         raise PaymentsOff("CREEM_WEBHOOK_SECRET is not set.")
     if not is_signed_by_creem(request.headers, body, app.creem.secret, app.now()):
         raise Unauthorized("Creem did not sign that.")
-    row = read_event(body, now=app.now())
-    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+    await hear(app, body)
     return ok({"received": True})
 
-async def run_job_now(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
+async def run_job_now(request: Request, name: FromPath[str]) -> dict[str, Any]:
     """What came of a job that is run now; at most once at a time."""
-    if name not in JOBS:
-        raise NotFound(f"The jobs are {', '.join(JOBS)}.")
-    if (result := await run_job(request.parts, name, at_once=True)) is None:
-        raise Busy("That job is running.")
+    required(JOBS.get(name), NotFound(f"The jobs are {', '.join(JOBS)}."))
+    result = required(await run_job(request.parts, name, at_once=True), Busy("That job is running."))
     if "error" in result:
         raise JobFailed(f"The job failed: {result['error']}")
-    return ok(result)
+    return result
 
 @get("/api/cron/{name:str}", include_in_schema=False)
 async def run_by_cron(request: Request, name: FromPath[str]) -> Answer[dict[str, Any]]:
     """For schedulers elsewhere."""
     only_with(request, request.parts.settings.cron_secret, "CRON_SECRET")
-    return await run_job_now(request, name)
+    return ok(await run_job_now(request, name))
 
 SandboxCheckout = TypedDict("SandboxCheckout", {
     "name": str, "cents": int, "currency": str, "interval": str | None, "credits": int})
-
 TestCard = Annotated[str, _("one of Creem's test cards", max_length=30)]
 
-def sandbox(request: Request) -> Sandbox:
-    if not isinstance(found := cashier(request), Sandbox):
-        raise NotFound("Payments are real here.")
-    return found
-
-async def show_sandbox_checkout(request: Request, uuid: FromPath[str]) -> Answer[SandboxCheckout]:
-    acted, checkout = sandbox(request), await request.read(find_checkout, id=uuid)
+def show_sandbox_checkout(db: Db, *, user_id: str, id: str, acted: Sandbox) -> SandboxCheckout:
+    checkout = find_checkout(db, id=id, user_id=user_id)
     product = required(acted.catalogue.product(checkout["product"]), ProductNotFound())
     units = checkout["units"]
-    return ok({"name": product.name, "cents": product.cents * units, "currency": product.currency,
-               "interval": getattr(product, "interval", None), "credits": product.credits * units})
+    return {"name": product.name, "cents": product.cents * units, "currency": product.currency,
+            "interval": getattr(product, "interval", None), "credits": product.credits * units}
 
-async def pay_in_sandbox(request: Request, id: str, *, number: TestCard) -> Answer[Link]:
+async def pay_in_sandbox(request: Request, id: str, *, acted: Sandbox, number: TestCard) -> Link:
     """Pay with a test card; where to go then."""
-    acted, checkout = sandbox(request), await request.read(find_checkout, id=id)
+    checkout = await request.read(find_checkout, id=id)
     luck = CREEM["cards"].get(re.sub(r"[\s-]", "", number))
     if luck is None:
         raise Invalid("That is none of the test cards; 4242 4242 4242 4242 pays.", field="number")
@@ -4128,12 +4092,11 @@ async def pay_in_sandbox(request: Request, id: str, *, number: TestCard) -> Answ
         raise CardDeclined(luck)
     await acted.pay(checkout, (await request.read(get_user))["email"])
     query = f"request_id={checkout['id']}&product_id={quote(checkout['product'])}"
-    return ok({"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"})
+    return {"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"}
 
-async def act_in_sandbox(request: Request, *, act: Literal["renew", "refund", "dispute"], payment: Name = "-",
-                         cents: Cents | None = None) -> Answer[Billing]:
+async def act_in_sandbox(request: Request, *, acted: Sandbox, act: Literal["renew", "refund", "dispute"],
+                         payment: Name = "-", cents: Cents | None = None) -> Billing:
     """Let a month pass for the subscription, or give back a payment: so many cents, or all that is left."""
-    acted = sandbox(request)
     if act == "renew":
         await acted.change("renew", await request.read(find_subscription))
     else:
@@ -4142,7 +4105,7 @@ async def act_in_sandbox(request: Request, *, act: Literal["renew", "refund", "d
         if left < (back := cents or left) or back <= 0:
             raise Invalid(f"Of that payment {left} cents are left.", field="cents")
         await acted.give_back(act, paid, back)
-    return ok(await request.read(billing))
+    return await request.read(billing)
 
 # --- administration
 
@@ -4152,9 +4115,6 @@ CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Sign]})
 Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextCursor of the page before")]
 Note = Annotated[str, _("why; the user sees it", max_length=500)]
 Life = Annotated[Days, _("they expire after so many days; else never")] | None
-
-class KeyForUser(KeyWish, frozen=True, kw_only=True):
-    email: Email
 
 def grant_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", days: Life = None,
                   now: int) -> Balance:
@@ -4168,54 +4128,46 @@ def deduct_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", n
     deduct(db, user_id=user_id, credits=credits, note=note, now=now)
     return balance(db, user_id=user_id, now=now)
 
-def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
-    return add_key(db, user_id=get_user(db, email=wish.email)["id"], wish=wish, new_key=new_key, now=now)
+def add_key_for(db: Db, *, email: Email, wish: KeyWish, new_key: str, now: int) -> KeyMade:
+    return add_key(db, user_id=get_user(db, email=email)["id"], wish=wish, new_key=new_key, now=now)
 
 def add_invite(db: Db, *, days: Days = 7, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + days * DAY)
     return {"invite": new_code, "url": f"{base}/sign-up#{new_code}"}
 
-async def set_given_password(request: Request, fn: Callable[..., User], password: str | None,
-                             **given: Any) -> Answer[UserMade]:
-    """Do what sets a password: the one that is wished for, or one that is made and shown here."""
-    made = None if password else secrets.token_urlsafe(12)
-    password_hash = await request.parts.hash(HASHER.hash, password or made)
-    return ok({"user": await request.write(fn, password_hash=password_hash, **given), "password": made})
-
 async def make_account(request: Request, *, email: Email, password: Wished = None,
-                       is_admin: Annotated[bool, _("make an administrator")] = False) -> Answer[UserMade]:
-    return await set_given_password(request, add_user, password, email=email, is_admin=is_admin)
+                       is_admin: Annotated[bool, _("make an administrator")] = False) -> UserMade:
+    made = None if password else secrets.token_urlsafe(12)
+    user = await request.write(add_user, email=email, is_admin=is_admin, password=password or made)
+    return {"user": user, "password": made}
 
-async def replace_password(request: Request, *, email: Email, password: Wished = None) -> Answer[UserMade]:
-    return await set_given_password(request, set_password, password, email=email)
+async def replace_password(request: Request, *, email: Email, password: Wished = None) -> UserMade:
+    made = None if password else secrets.token_urlsafe(12)
+    user = await request.write(set_password, email=email, password=password or made)
+    return {"user": user, "password": made}
 
-async def check_parts(request: Request) -> Answer[CheckList]:
+async def check_parts(request: Request) -> CheckList:
     """Look at everything that the server stands on."""
     app = request.parts
     faults, books = await app.db.read(integrity_faults), await app.db.read(audit)
-    creem, storage = await trouble_with(unknown_products(app)), await trouble_with(app.storage.check())
+    # What is outside may be in trouble, which is then what is found.
+    found, storage = await asyncio.gather(unknown_products(app), app.storage.check(), return_exceptions=True)
+    unknown = f"Creem does not know {', '.join(found)}" if found and isinstance(found, list) else found
     how = {Creem: f"Creem, {app.settings.env}", Sandbox: "acted out: whoever buys pays nothing"}
-    waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events"
+    waiting = f"{await app.db.read(value, sql=COUNT_EVENTS, state='attention')} events need attention"
     checks = await vital_signs(app) + [*itertools.starmap(sign_of, [
         ("sqlite", sqlite3.sqlite_version_info >= (3, 38), sqlite3.sqlite_version),
         ("database", not faults, "; ".join(faults) or "whole"),
         ("books", books["valid"],
          "; ".join(books["faults"]) or f"{books['transactions']} transactions add up"),
-        ("payments", not creem, creem or f"{how.get(type(app.creem), 'off')}; {waiting} need attention"),
+        ("payments", not unknown, str(unknown or f"{how.get(type(app.creem), 'off')}; {waiting}")),
         ("orders", True, f"{await app.db.read(value, sql=LOST_ORDERS)} never answered by a provider"),
         ("catalogue", True, f"{len(app.catalogue.models)} models, version {app.catalogue.version}"),
         *((f"provider {name}", True, f"ready, at {there.template.base_url}" if there.ready
            else f"not used: {there.template.key} is not set")
           for name, there in app.providers.items() if isinstance(there, HttpProvider)),
-        ("storage", not storage, storage or type(app.storage).__name__)])]
-    return ok({"ok": all(check["ok"] for check in checks), "checks": checks})
-
-async def trouble_with(look: Awaitable[list[str] | None]) -> str:
-    """Why somebody outside does not serve us, or nothing; they may lack some of our products."""
-    try:
-        return f"Creem does not know {', '.join(missing)}" if (missing := await look) else ""
-    except Problem as failure:
-        return failure.message
+        ("storage", not storage, str(storage or type(app.storage).__name__))])]
+    return {"ok": all(check["ok"] for check in checks), "checks": checks}
 
 async def show_report(request: Request, name: FromPath[str], cursor: Cursor = None,
                       limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 100) -> Response[Any]:
@@ -4240,67 +4192,67 @@ def csv_cell(value: Any) -> Any:
 ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
     "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
     "status": (cast(Any, FromQuery)[Status | None], None)}
-BODIES: dict[str, type[Input]] = {}  # by method and path, where it is not a handler's own `data`
+BODIES: dict[str, type[Input]] = {}  # by method and path
 
-def body_of(fn: Callable[..., Any], name: str) -> Any:
-    """What a body has to be: a `wish`, or those parameters that are neither KNOWN nor ASKED."""
-    hints = typing.get_type_hints(fn, include_extras=True)
+def body_of(fn: Callable[..., Any], name: str, hints: dict[str, Any]) -> Any:
+    """What a body has to be: a `wish`, and those parameters that are neither KNOWN nor ASKED."""
     fields = [(word, hints[word], msgspec.NODEFAULT if one.default is one.empty else one.default)
               for word, one in signature(fn).parameters.items()
-              if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]
-    made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
-    return hints.get("wish", made)
+              if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id", "wish"}]
+    wish, name = hints.get("wish"), name.title().replace("_", "")
+    return msgspec.defstruct(name, fields, bases=(wish or Input,), kw_only=True) if fields else wish
 
-def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once: bool) -> Any:
-    """The handler that carries out a transaction, or a function that a request comes first in.  It asks for
-    those parameters that are not KNOWN: in the path an `id`, what is in ASKED, and the others in the body;
-    with once, for an Idempotency-Key too."""
-    hints, parameter, required = typing.get_type_hints(fn), inspect.Parameter, inspect.Parameter.empty
-    asked = {"request": (Request, required)} | {word: ASKED[word] for word in hints if word in ASKED}
-    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], required))
-    if method == "POST" and (body := body_of(fn, name)):
+def carry_out(line: str, fn: Callable[..., Any]) -> Any:
+    """The handler at an address, which carries out a transaction, or a function that a request comes first
+    in.  It asks for those parameters that are not KNOWN: in the path an `id`, what is in ASKED, what comes
+    right after a request in Litestar's own way, and the others in the body."""
+    name, method, path, *how = line.split()
+    hints, parameter = typing.get_type_hints(fn, include_extras=True), inspect.Parameter
+    asked = {"request": (Request, parameter.empty)} | {word: ASKED[word] for word in hints if word in ASKED}
+    asked |= dict.fromkeys(re.findall(r"{(\w+):str}", path), (FromPath[str], parameter.empty))
+    asked |= {word: (hints[word], one.default) for word, one in signature(fn).parameters.items()
+              if one.kind is one.POSITIONAL_OR_KEYWORD and word not in ("db", "request", "id")}
+    asked |= {"key": (Once, None)} if "once" in how else {}
+    if method == "POST" and (body := body_of(fn, name, hints)):
         BODIES[f"{method} {path}"] = body
-        asked["data"] = (cast(Any, JSONBody)[body], required)
-    asked |= {"key": (Once, None)} if once else {}
+        asked["data"] = (cast(Any, JSONBody)[body], body() if "bare" in how else parameter.empty)
 
-    async def handler(request: Request, key: str | None = None, data: Any = None, **given: Any) -> Any:
-        told = {"id" if word == "uuid" else word: value for word, value in given.items()}
-        told |= {"wish": data} if "wish" in hints else msgspec.structs.asdict(data) if data else {}
+    async def handler(request: Request, data: Any = None, **given: Any) -> Any:
+        parts = msgspec.structs.asdict(data) if isinstance(data, Input) else {}
+        said = {"id": given.get("uuid"), "wish": data, "data": data, **parts, **given}
+        told = {word: said[word] for word in said.keys() & hints.keys()}
+        if "once" in how:
+            return ok(await request.write_once(fn, given["key"], data, **told))
         if "request" in hints:
-            return await fn(request, **told)
-        if once:
-            return ok(await request.write_once(fn, key, data, **told))
-        found = await (request.read if method == "GET" else request.write)(fn, **told)
-        return None if found is None else ok(with_links(request, found))
+            found = await fn(request, **await request.told(fn, told))
+        else:
+            reads = method == "GET" or "read" in how
+            found = await (request.read if reads else request.write)(fn, **told)
+        return found if found is None or isinstance(found, Response) else ok(with_links(request, found))
 
+    back = hints["return"]
+    whole = back is type(None) or issubclass(typing.get_origin(back) or back, Response)
+    handler.__name__ = name  # the operation's, in the document
+    handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {
+        "return": back if whole else cast(Any, Answer)[back]}
     vars(handler)["__signature__"] = inspect.Signature([
         parameter(word, parameter.KEYWORD_ONLY, default=value) for word, (_, value) in asked.items()])
-    back = hints["return"]
-    returns = back if "request" in hints else None if back is type(None) else cast(Any, Answer)[back]
-    handler.__annotations__ = {word: hint for word, (hint, _) in asked.items()} | {"return": returns}
-    return handler
+    status = next(map(int, filter(str.isdecimal, how)), None)
+    responses = REFUSED | ({204: openapi.ResponseSpec(None)} if status == 204 else {})
+    return route(path, http_method=[cast(Any, method)], status_code=status, responses=responses)(handler)
 
 def group(tag: str, who: Any, addresses: dict[str, Callable[..., Any]], **limits: Any) -> Router:
     """Addresses that belong together and that the same people may ask."""
-    handlers = []
-    for line, fn in addresses.items():
-        name, method, path, *how = line.split()
-        status = next(map(int, filter(str.isdecimal, how)), None)
-        words = signature(fn).parameters.values()
-        asks = any(one.name == "db" or one.kind is one.KEYWORD_ONLY for one in words)
-        handler: Any = carry_out(fn, name, method, path, once="once" in how) if asks else fn
-        handler.__name__ = name  # the operation's, in the document
-        responses = REFUSED | ({204: openapi.ResponseSpec(None)} if status == 204 else {})
-        put = route(path, http_method=[cast(Any, method)], status_code=status, responses=responses)
-        handlers.append(put(handler))
     security = [{"key": list[str]()}] if who in (signed_in, administrator) else None  # for the document only
-    return Router("/", route_handlers=handlers, tags=[tag], before_request=who, security=security, **limits)
+    return Router("/", route_handlers=list(itertools.starmap(carry_out, addresses.items())), tags=[tag],
+                  before_request=who, security=security, **limits)
 
-# Operation, method, path, and how: the status, where it is not the method's own; or once for the same key.
+# Operation, method, path, and how: the status, where it is not the method's own; once for the same
+# Idempotency-Key; a POST that only reads; bare where it may come without a body.
 ADDRESSES = [
     group("videos", signed_in, {
         "generate_video POST   /api/v1/video/generate": order_video,
-        "quote_video    POST   /api/v1/video/quote               200": answer_quote,
+        "quote_video    POST   /api/v1/video/quote               200 read": quote_video,
         "list_videos    GET    /api/v1/video/list": list_videos,
         "follow_events  GET    /api/v1/video/events": follow_events,
         "get_video      GET    /api/v1/video/{uuid:str}": get_video,
@@ -4317,7 +4269,7 @@ ADDRESSES = [
     group("billing", signed_in, {
         "checkout       POST   /api/v1/billing/checkout          200": check_out,
         "portal         POST   /api/v1/billing/portal            200": open_portal,
-        "change_plan    POST   /api/v1/billing/subscription/{act:str} 200": change_subscription,
+        "change_plan    POST   /api/v1/billing/subscription/{act:str} 200 bare": change_subscription,
         "returned       GET    /api/v1/billing/return": come_back,
         "get_billing    GET    /api/v1/user/billing": billing,
         "see_checkout   GET    /api/v1/sandbox/checkouts/{uuid:str}": show_sandbox_checkout,
@@ -4366,15 +4318,11 @@ PAGE = (STATIC / "index.html").read_text().replace("{{static}}", STATIC_PATH)
 DOCS = (STATIC / "docs.html").read_text().replace("{{static}}", STATIC_PATH)
 FOR_EVER = CacheControlHeader(public=True, max_age=31_536_000, immutable=True)
 PAGES = ["/", "/set-up", "/sign-in", "/sign-up", "/credits", "/sandbox", "/sandbox/checkout"]
-POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-# Swagger UI writes styles into its elements, and draws its icons as data.
-DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 @get([*PAGES, "/docs"], include_in_schema=False)
 async def show_page(request: Request) -> Response[str]:
-    text, policy = (DOCS, DOCS_POLICY) if request.url.path.startswith("/docs") else (PAGE, POLICY)
-    headers = NOSNIFF | {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
-    return Response(text, media_type=MediaType.HTML, headers=headers)
+    text, kind = (DOCS, "docs") if request.url.path.startswith("/docs") else (PAGE, "page")
+    return Response(text, media_type=MediaType.HTML, headers=SHOWN_WITH[kind])
 
 @get(["/up", "/healthz", "/readyz"], include_in_schema=False)
 async def show_health(request: Request) -> dict[str, str]:
@@ -4422,8 +4370,8 @@ def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
 class Document(openapi.plugins.JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
-        kinds = [kind for base in Input.__subclasses__() for kind in (base, *base.__subclasses__())]
-        _, bodies = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+        place = "#/components/schemas/{name}"
+        _, bodies = msgspec.json.schema_components(BODIES.values(), ref_template=place)
         openapi_schema["components"]["schemas"].update(bodies)
         return super().render(request, openapi_schema)
 
@@ -4454,7 +4402,7 @@ class Site(Litestar):
 def http(app: App) -> Site:
     """The running parts as an ASGI application."""
     folders = {STATIC_PATH: STATIC, "/docs/swagger": Path(offapi.__file__).parent}
-    return Site(
+    site = Site(
         [*ADDRESSES, provider_callback, creem_webhook, run_by_cron, media, show_page, show_health,
          show_metrics, *(create_static_files_router(at, [there], cache_control=FOR_EVER)
                          for at, there in folders.items())],
@@ -4465,6 +4413,9 @@ def http(app: App) -> Site:
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
             components=openapi.spec.Components(
                 security_schemes={"key": openapi.spec.SecurityScheme(type="http", scheme="bearer")})))
+    if isinstance(app.creem, Sandbox):
+        app.creem.transport = httpx.ASGITransport(cast(Any, site))
+    return site
 
 # ---------------------------------------------------------------------------
 # 19  Command line
