@@ -51,7 +51,9 @@ def running(tmp_path_factory):
 
 def anonymous():
     """A client of an app without parts: it has its document and its pages, and that is all."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(types.SimpleNamespace(creem=None))), base_url="http://test")
+    requests = v.prometheus.Histogram("requests", "Answers", ("method", "path", "status"), registry=None)
+    parts = types.SimpleNamespace(creem=None, requests=requests)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(parts)), base_url="http://test")
 
 
 def read_document():
