@@ -601,23 +601,13 @@ Variable = Annotated[str, msgspec.Meta(pattern=r"^([A-Z][A-Z0-9_]*)?$")]  # whos
 Paths = tuple[str, ...]
 Checks = dict[str, tuple[Any, ...]]  # path: what stands there has to be one of these; of none, only be there
 Values = Mapping[str, Any]
-# What providers say, in our words (lower case, with underscores).
-STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
-    "queued": "queued queuing in_queue pending waiting starting submitted created not_start not_started "
-              "throttled scheduled",
-    "running": "running processing in_progress generating dreaming active started",
-    "succeeded": "succeeded success successful completed complete done finished ok true",
-    "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
-    "canceled": "canceled cancelled aborted interrupted deleted",
-}.items() for word in words.split()}
+BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
+STATES: dict[str, JobState] = {word: state for state, words in BUILT_IN["states"].items() for word in words}
 VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
 HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
 SIGNED_FOR = 300  # seconds before and after its time that a signature is good
-# What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
-VALUES = ("", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
-          "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded",
-          "callback_url")
+VALUES = BUILT_IN["values"].keys()  # what a body may ask for with "$"
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -855,7 +845,6 @@ Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
-BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
 
 class Price(Strict, frozen=True):
     base: Decimal
@@ -869,7 +858,7 @@ class Upstream(Strict, frozen=True):
     image_body: dict[str, Any] = {}  # instead, when there is an image
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(placeholders([self.body, self.image_body])) - set(VALUES)):
+        if unknown := sorted(set(placeholders([self.body, self.image_body])) - VALUES):
             raise ValueError(f"nothing gives {unknown[0]!r}")
 
 class Model(Strict, frozen=True):
@@ -949,7 +938,8 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    file.pop("creem", None)  # in a copy of ours, where it stands for nothing: an old one misreads payments
+    for ours in ("creem", "states", "values"):  # in a copy they stand for nothing: an old one may be wrong
+        file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
         like = part.pop("like", None)
@@ -1017,15 +1007,14 @@ def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
     return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
 
-class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A body that somebody sends.  problems: what a bad field is refused with, where not Invalid."""
-    problems: ClassVar[dict[str, type[Problem]]] = {}
+# What a bad field of a body is refused with, where not Invalid.
+PROBLEMS = {"model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption,
+            "quality": InvalidOption, "productId": ProductNotFound}
 
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A body that somebody sends."""
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
-    problems = {"model": ModelNotFound, "duration": InvalidDuration,
-                "aspectRatio": InvalidOption, "quality": InvalidOption}
-
     model: Annotated[str, msgspec.Meta(max_length=100)]
     prompt: Annotated[str, _("what the video should show", min_length=1, max_length=4000)]
     duration: Seconds | None = None
@@ -1068,7 +1057,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
         sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
-        raise NewVideo.problems[field](sentence, field=field, offered=choices)
+        raise PROBLEMS[field](sentence, field=field, offered=choices)
     return choices[0] if wanted is None else wanted
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
@@ -1353,7 +1342,7 @@ def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: 
         raise LinkExpired("There is an administrator already.")
     user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
     if new_key:
-        add_key(db, user_id=user["id"], wish=KeyWish("set-up"), new_key=new_key, now=now)
+        add_key(db, user_id=user["id"], name="set-up", new_key=new_key, now=now)
     return user
 
 def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
@@ -1388,10 +1377,9 @@ def find_operator(db: Db) -> Principal:
     oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
     return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
 
-class KeyWish(Input, frozen=True):
-    name: Annotated[Name, _("to tell it from others")] = "API key"
-    credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
-    days: Annotated[Days, _("it ends after so many days")] | None = None
+KeyName = Annotated[Name, _("to tell it from others")]
+KeyLimit = Annotated[Credits, _("all it may ever spend")] | None
+KeyDays = Annotated[Days, _("it ends after so many days")] | None
 
 def api_key(body: str) -> str:
     """vf_, the body, and a checksum by which scanners and typing errors are told from keys."""
@@ -1400,16 +1388,16 @@ def api_key(body: str) -> str:
 def new_api_key() -> str:
     return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
 
-def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
-            api_key_id: str | None = None) -> KeyMade:
+def add_key(db: Db, *, name: KeyName = "API key", credit_limit: KeyLimit = None, days: KeyDays = None,
+            user_id: str, new_key: str, now: int, api_key_id: str | None = None) -> KeyMade:
     """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
     if api_key_id:
         raise Forbidden("An API key cannot make API keys; sign in.")
     if len(list_keys(db, user_id=user_id)["keys"]) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
-    id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
-    insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
-           credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)
+    id, expires_at = new_id("key"), now + days * DAY if days else None
+    insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=name, hint=new_key[-4:],
+           credit_limit=credit_limit, created_at=now, expires_at=expires_at)
     return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
@@ -1663,8 +1651,6 @@ def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int)
     return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
 
 class CheckoutWish(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
     product_id: Annotated[str, _("a pack or a plan", max_length=100)]
     units: Annotated[int, _("how many of a pack", ge=1, le=100)] = 1
     discount_code: Annotated[str, _("applied in advance", max_length=100)] | None = None
@@ -1729,9 +1715,8 @@ def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> 
             "upgradePolicy": shop.policy, "subscription": last_subscription(db, user_id=user_id),
             "payments": many(db, Purchase, payments, id=user_id), "invoices": "/api/v1/billing/portal"}
 
-class Assignment(Input, frozen=True):
-    email: Annotated[str, _("whose it is", max_length=254)]
-    product: Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None = None
+Owner = Annotated[str, _("whose it is", max_length=254)]
+Bought = Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None
 
 def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     """What a replay would do; nothing is changed."""
@@ -1741,17 +1726,17 @@ def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     finally:
         db.execute("ROLLBACK TO trial")
 
-def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> Effect:
+def assign_event(db: Db, *, id: str, email: Owner, product: Bought = None, shop: Shop, now: int) -> Effect:
     """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished:
     what was applied, and a subscription or payment that is somebody's, stays theirs."""
-    user_id, event = get_user(db, email=wish.email)["id"], find_event(db, id=id)
-    if wish.product and shop.catalogue.product(wish.product) is None:
+    user_id, event = get_user(db, email=email)["id"], find_event(db, id=id)
+    if product and shop.catalogue.product(product) is None:
         raise ProductNotFound
     if not run(db, """
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
         WHERE id = :id AND state = 'attention' AND NOT EXISTS (
             SELECT 1 FROM payment_owners WHERE event_id = :id AND rank <= 2 AND user_id <> :user_id)
-    """, user_id=user_id, product=wish.product, id=event.id):
+    """, user_id=user_id, product=product, id=event.id):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
 
@@ -3574,7 +3559,7 @@ class Request(litestar.Request[Principal, Any, State]):
                 reason += f"; the fields are {', '.join(kind.__struct_encode_fields__)}"
             if not (name := re.split(r"[.\[`]", path)[0]):
                 raise Invalid(f"{reason}.") from None
-            raise kind.problems.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
+            raise PROBLEMS.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
@@ -3951,8 +3936,6 @@ CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSa
 Link = TypedDict("Link", {"url": str})
 
 class Change(Input, frozen=True):
-    problems = {"productId": ProductNotFound}
-
     mode: Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")] = "scheduled"
     product_id: Annotated[str, _("the plan to change to", max_length=100)] | None = None
 
@@ -4111,9 +4094,6 @@ Cursor = Annotated[str | None, QueryParameter(max_length=500, description="nextC
 Note = Annotated[str, _("why; the user sees it", max_length=500)]
 Life = Annotated[Days, _("they expire after so many days; else never")] | None
 
-class KeyForUser(KeyWish, frozen=True, kw_only=True):
-    email: Email
-
 def grant_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", days: Life = None,
                   now: int) -> Balance:
     user_id, expires_at = get_user(db, email=email)["id"], now + days * DAY if days else None
@@ -4126,8 +4106,10 @@ def deduct_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", n
     deduct(db, user_id=user_id, credits=credits, note=note, now=now)
     return balance(db, user_id=user_id, now=now)
 
-def add_key_for(db: Db, *, wish: KeyForUser, new_key: str, now: int) -> KeyMade:
-    return add_key(db, user_id=get_user(db, email=wish.email)["id"], wish=wish, new_key=new_key, now=now)
+def add_key_for(db: Db, *, email: Email, name: KeyName = "API key", credit_limit: KeyLimit = None,
+                days: KeyDays = None, new_key: str, now: int) -> KeyMade:
+    return add_key(db, user_id=get_user(db, email=email)["id"], name=name, credit_limit=credit_limit,
+                   days=days, new_key=new_key, now=now)
 
 def add_invite(db: Db, *, days: Days = 7, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + days * DAY)
@@ -4201,13 +4183,12 @@ ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
 BODIES: dict[str, type[Input]] = {}  # by method and path, where it is not a handler's own `data`
 
 def body_of(fn: Callable[..., Any], name: str) -> Any:
-    """What a body has to be: a `wish`, or those parameters that are neither KNOWN nor ASKED."""
+    """What a body has to be: those parameters that are neither KNOWN nor ASKED."""
     hints = typing.get_type_hints(fn, include_extras=True)
     fields = [(word, hints[word], msgspec.NODEFAULT if one.default is one.empty else one.default)
               for word, one in signature(fn).parameters.items()
               if one.kind is one.KEYWORD_ONLY and word not in {*KNOWN, *ASKED, "id"}]
-    made = fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
-    return hints.get("wish", made)
+    return fields and msgspec.defstruct(name.title().replace("_", ""), fields, bases=(Input,), kw_only=True)
 
 def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once: bool) -> Any:
     """The handler that carries out a transaction, or a function that a request comes first in.  It asks for
@@ -4223,7 +4204,7 @@ def carry_out(fn: Callable[..., Any], name: str, method: str, path: str, *, once
 
     async def handler(request: Request, key: str | None = None, data: Any = None, **given: Any) -> Any:
         told = {"id" if word == "uuid" else word: value for word, value in given.items()}
-        told |= {"wish": data} if "wish" in hints else msgspec.structs.asdict(data) if data else {}
+        told |= msgspec.structs.asdict(data) if data else {}
         if "request" in hints:
             return await fn(request, **told)
         if once:
