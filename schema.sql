@@ -312,12 +312,30 @@ CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT N
 CREATE INDEX videos_kept      ON videos (finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
--- With the names that people see.
+-- With the names that people see; and what it cost and why: each hold, the rows of the journal, the orders to providers.
 CREATE VIEW shown_videos AS
     SELECT *, id AS video_uuid, credits AS credits_used, cancelled_at AS cancel_requested_at,
            iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
-           storage_key AS video_url, poster_key AS poster_url
-    FROM videos;
+           storage_key AS video_url, poster_key AS poster_url,
+           (SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE video_id = v.id AND state = 'settled') AS credits_charged,
+           (SELECT json_group_array(json_object(
+                'attempt', attempt, 'credits', credits, 'state', state, 'catalogVersion', catalog_version,
+                'apiKeyId', api_key_id,
+                'createdAt', strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1000.0, 'unixepoch'),
+                'resolvedAt', strftime('%Y-%m-%dT%H:%M:%fZ', resolved_at / 1000.0, 'unixepoch'), 'draws', json(draws)))
+            FROM (SELECT * FROM shown_holds WHERE video_id = v.id ORDER BY attempt)) AS holds,
+           (SELECT json_group_array(json_object(
+                'id', id, 'kind', kind, 'packageId', package_id, 'credits', credits,
+                'createdAt', strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1000.0, 'unixepoch'), 'hash', hash))
+            FROM (SELECT * FROM video_transactions WHERE video_id = v.id ORDER BY id)) AS transactions,
+           (SELECT json_group_array(json_object(
+                'id', id, 'videoUuid', video_id, 'provider', provider, 'providerId', provider_id, 'state', state,
+                'cost', cost,
+                'beganAt', strftime('%Y-%m-%dT%H:%M:%fZ', began_at / 1000.0, 'unixepoch'),
+                'takenAt', strftime('%Y-%m-%dT%H:%M:%fZ', taken_at / 1000.0, 'unixepoch'),
+                'endedAt', strftime('%Y-%m-%dT%H:%M:%fZ', ended_at / 1000.0, 'unixepoch'), 'error', error))
+            FROM (SELECT * FROM shown_provider_jobs WHERE video_id = v.id ORDER BY id)) AS provider_jobs
+    FROM videos v;
 
 -- Every file that the database speaks of, and whether somebody still wants it.
 CREATE VIEW media AS

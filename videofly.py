@@ -2048,14 +2048,7 @@ def quote_video(db: Db, *, user_id: str, order: Order, catalog_version: str, now
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
-    video = get_video(db, user_id=user_id, id=id)
-    holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
-    rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
-    jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
-    charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
-    return {"videoUuid": id, "status": video["status"], "model": video["model"], "holds": holds,
-            "duration": video["duration"], "quality": video["quality"], "creditsCharged": charged,
-            "error": video["error"], "transactions": rows, "providerJobs": jobs}
+    return find_own(db, as_=Receipt, user_id=user_id, id=id)
 
 # ---------------------------------------------------------------------------
 # 10  Media
