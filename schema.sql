@@ -488,18 +488,32 @@ CREATE VIEW open_checkouts AS
     SELECT * FROM checkouts c
     WHERE checkout_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id);
 
--- Whose an event may be, the best first.  A subscription and a payment stay whose they were; what is new belongs to
--- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
+-- Whose the subscription and the payment are of which an event tells.
 CREATE VIEW payment_owners AS
-    SELECT e.id AS event_id, 1 AS rank, o.user_id FROM payment_events e JOIN payment_events o USING (subscription_id)
+    SELECT e.id AS event_id, o.user_id FROM payment_events e JOIN payment_events o USING (subscription_id)
         WHERE o.user_id IS NOT NULL
-    UNION ALL SELECT e.id, 2, o.user_id FROM payment_events e JOIN payment_events o USING (payment)
-        WHERE o.user_id IS NOT NULL
-    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.id = e.request_id
-    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.checkout_id = e.checkout_id
-    UNION ALL SELECT e.id, 4, u.id FROM payment_events e JOIN users u ON u.id = e.reference
-    UNION ALL SELECT e.id, 5, o.user_id FROM payment_events e JOIN payment_events o USING (customer_id)
-        WHERE o.user_id IS NOT NULL AND e.is_sale;
+    UNION ALL SELECT e.id, o.user_id FROM payment_events e JOIN payment_events o USING (payment)
+        WHERE o.user_id IS NOT NULL;
+
+-- Each event with what can be said of it by now: whose it is, the sale that its payment is known by, and whether it or
+-- another tells how much was paid back.  A subscription and a payment stay whose they were; what is new belongs to
+-- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
+CREATE VIEW known_events AS
+    SELECT e.id, e.type, e.mode, e.payment, e.is_sale, e.subscription_id, e.product_id, e.units, e.period_start_at,
+           coalesce(
+               e.user_id,
+               (SELECT user_id FROM payment_events WHERE subscription_id = e.subscription_id AND user_id IS NOT NULL),
+               (SELECT user_id FROM payment_events WHERE payment = e.payment AND user_id IS NOT NULL),
+               (SELECT user_id FROM checkouts WHERE id = e.request_id),
+               (SELECT user_id FROM checkouts WHERE checkout_id = e.checkout_id),
+               (SELECT id FROM users WHERE id = e.reference),
+               (SELECT user_id FROM payment_events WHERE customer_id = e.customer_id AND user_id IS NOT NULL AND e.is_sale)
+           ) AS user_id,
+           e.product, e.credits, e.promised, e.entitlement, s.entitlement AS sale, s.credits AS sale_credits,
+           coalesce(e.back > 0, 0) OR coalesce(e.back_total > 0, 0) OR EXISTS (
+               SELECT 1 FROM payment_events WHERE refund_id = e.refund_id AND back IS NOT NULL) AS tells_amount
+    FROM payment_events e LEFT JOIN payment_events s ON s.id = (
+        SELECT min(id) FROM payment_events WHERE payment = e.payment AND credits IS NOT NULL);
 
 -- What needs attention and may be solved by what became clear of an event: other news of the same purchase.
 CREATE VIEW payment_events_waiting AS

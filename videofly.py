@@ -1422,13 +1422,12 @@ REFUNDS = ("refund", "dispute")
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
-SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
 class PaymentEvent(msgspec.Struct, frozen=True):
-    """What was told, and what we made of it so far."""
+    """What was told, and what we made of it and of the others so far."""
     id: int
     type: str
     mode: str | None
@@ -1438,12 +1437,14 @@ class PaymentEvent(msgspec.Struct, frozen=True):
     product_id: str | None
     units: int
     period_start_at: int | None
-    refund_id: str | None
     user_id: str | None
     product: str | None
     credits: int | None
     promised: int | None
     entitlement: str | None
+    sale: str | None  # what its payment counts for, and how many credits that gave
+    sale_credits: int | None
+    tells_amount: bool  # how much was paid back
 
 class Shop(msgspec.Struct, frozen=True):
     """What the operator decided about selling."""
@@ -1569,37 +1570,36 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     return {"effect": effect}
 
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
-    found = one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)
+    found = one(db, PaymentEvent, "FROM known_events WHERE id = :id", id=id)
     return required(found, NotFound("There is no such event."))
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
-    owner = "SELECT user_id FROM payment_owners WHERE event_id = :id ORDER BY rank LIMIT 1"
-    user_id = event.user_id or value(db, owner, id=event.id)
     product = shop.catalogue.product(event.product or event.product_id)
-    entitlement, credits, promised = event.entitlement, event.credits, event.promised
+    entitlement, credits, promised = event.sale or event.entitlement, event.credits, event.promised
     if event.is_sale and credits is None:
-        entitlement, credits = sold(db, event, product, user_id)
+        entitlement, credits = sold(event, product)
     elif event.type.startswith(REFUNDS):
-        entitlement = refunded(db, event)
+        if not event.tells_amount:
+            raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
+        if event.sale is None:
+            raise Puzzle("The payment is not known that was paid back.")
     elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
         entitlement = f"{event.subscription_id}:{event.period_start_at}"
         promised = promised or product.credits
-    elif sale := db.execute(SALE, [event.payment]).fetchone():
-        entitlement = sale[0]
     run(db, """
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
-    """, user_id=user_id, product=event.product if event.credits else product and product.id,
+    """, user_id=event.user_id, product=event.product if event.credits else product and product.id,
         entitlement=entitlement, credits=credits, promised=promised, id=event.id)
     return find_event(db, id=event.id)
 
-def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
+def sold(event: PaymentEvent, product: Pack | Plan | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
-    if user_id is None:
+    if event.user_id is None:
         raise Puzzle("Nobody is known who has paid this.")
-    if known := db.execute(SALE, [event.payment]).fetchone():
-        return cast(tuple[str, int], known)
+    if event.sale and event.sale_credits:
+        return event.sale, event.sale_credits
     if product is None:
         raise Puzzle(f"Product {event.product_id} is not in the catalogue.")
     if isinstance(product, Plan) != (event.subscription_id is not None):
@@ -1609,15 +1609,6 @@ def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str 
     if (credits := product.credits * event.units) > 1_000_000_000:
         raise Puzzle(f"{event.units} units are more than can be right.")
     return str(event.payment), credits
-
-def refunded(db: Db, event: PaymentEvent) -> str:
-    """What the payment counted for that was paid back.  Raises Puzzle."""
-    amount = "SELECT 1 FROM payment_events WHERE id = :id AND (back > 0 OR back_total > 0)"
-    if not (value(db, amount, id=event.id) or value(db, REFUND_COUNTED, refund_id=event.refund_id)):
-        raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
-    if (sale := db.execute(SALE, [event.payment]).fetchone()) is None:
-        raise Puzzle("The payment is not known that was paid back.")
-    return str(sale[0])
 
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
@@ -1735,7 +1726,7 @@ def assign_event(db: Db, *, id: str, email: Owner, product: Bought = None, shop:
     if not run(db, """
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
         WHERE id = :id AND state = 'attention' AND NOT EXISTS (
-            SELECT 1 FROM payment_owners WHERE event_id = :id AND rank <= 2 AND user_id <> :user_id)
+            SELECT 1 FROM payment_owners WHERE event_id = :id AND user_id <> :user_id)
     """, user_id=user_id, product=product, id=event.id):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
