@@ -1423,6 +1423,7 @@ RECORDED = "recorded.transaction"  # what we ourselves write down of a payment t
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
 REAL = {None, "prod", "production", "live"}  # modes
 REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
+ENTITLED = "SELECT due, had, steps, period_end_at FROM entitlements WHERE user_id = ? AND entitlement = ?"
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
@@ -1615,16 +1616,12 @@ def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str
     if not (event.entitlement and event.user_id):
         return "Noted."
     mine = {"user_id": event.user_id, "entitlement": event.entitlement}
-    paid_for, had, steps, period_end_at = db.execute("""
-        SELECT due, had, steps, period_end_at FROM entitlements
-        WHERE user_id = :user_id AND entitlement = :entitlement
-    """, mine).fetchone()
+    paid_for, had, steps, period_end_at = db.execute(ENTITLED, [*mine.values()]).fetchone()
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now),
-                        now=now)
+                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now), now=now)
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -2398,10 +2395,8 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     """The bytes as they are sent: to unpack them here could make millions of a few."""
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise httpx.DecodingError("It came packed, which was not asked for.", request=answer.request)
-    size = 0
     async for chunk in answer.aiter_raw(1 << 20):
-        size += len(chunk)
-        if size > limit:
+        if answer.num_bytes_downloaded > limit:
             raise httpx.DecodingError(f"It is larger than {limit >> 20} MiB.", request=answer.request)
         yield chunk
 
@@ -2620,12 +2615,10 @@ class HttpProvider(Provider):
         # It lets one provider speak of one attempt at one video, without end, for queues may be long.
         token = sign(self.secret, "callback", name, job.id, job.attempt)
         back = f"{ours}/api/v1/video/callback/{name}?job={job.id}&attempt={job.attempt}&token={token}"
-        values = {
-            "model": (job.images and upstream.image_model) or upstream.model, "prompt": job.prompt,
-            "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
-            "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
-            "seed": job.seed, "uuid": job.id, "callback_url": ours and back,
-        }
+        values = msgspec.structs.asdict(job) | {
+            "model": (job.images and upstream.image_model) or upstream.model, "seconds": job.duration,
+            "ratio": job.aspect_ratio, "width": width, "height": height, "size": f"{width}x{height}",
+            "uuid": job.id, "callback_url": ours and back}
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
