@@ -436,7 +436,6 @@ CREATE TABLE payment_events (
     mode             TEXT,                              -- prod; else nothing of it is real
     occurred_at      INTEGER NOT NULL,
     standing         TEXT,                              -- of the subscription, from then on
-    payment          TEXT,                              -- which payment it speaks of: 'tran:…', 'order:…', …
     is_sale          INTEGER NOT NULL CHECK (is_sale IN (0, 1)),    -- that something was paid for
     request_id       TEXT,
     checkout_id      TEXT,
@@ -452,10 +451,12 @@ CREATE TABLE payment_events (
     currency         TEXT,
     price            INTEGER CHECK (price >= 0),        -- cents, as the next three; what the product costs
     paid             INTEGER CHECK (paid >= 0),         -- with tax
-    back             INTEGER CHECK (back >= 0),         -- by this refund
+    back_told        INTEGER CHECK (back_told >= 0),    -- by this refund
     back_total       INTEGER CHECK (back_total >= 0),   -- by now
     refund_id        TEXT,
     -- What we made of it:
+    payment          TEXT,                              -- which payment it speaks of: 'tran:…', 'order:…', …
+    back             INTEGER CHECK (back >= 0),         -- back_told, of what tells of a refund first
     user_id          TEXT             REFERENCES users(id),
     product          TEXT,                              -- the catalogue's id
     credits          INTEGER CHECK (credits > 0),       -- of a sale: what the product gave when it was heard of
@@ -474,6 +475,27 @@ CREATE INDEX payment_events_by_customer      ON payment_events (customer_id) WHE
 CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitlement, payment);
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
 CREATE INDEX payment_events_to_forget        ON payment_events (received_at) WHERE body IS NOT NULL;
+
+-- By which its payment may be known, the best first.  A change of a subscription speaks of no payment.
+CREATE VIEW payment_names AS
+    SELECT e.id AS event_id, key AS rank, value AS name FROM payment_events e, json_each(json_array(
+        iif(subscription_id IS NULL, 'order:' || order_id, NULL),
+        iif(subscription_id IS NULL, 'checkout:' || checkout_id, NULL),
+        'tran:' || transaction_id,
+        iif(is_sale OR back_told > 0, 'period:' || subscription_id || ':' || period_start_at, NULL),
+        iif(is_sale, 'event:' || delivery_key, NULL)))
+    WHERE value IS NOT NULL AND (is_sale OR e.type NOT GLOB 'subscription.*');
+
+-- A payment keeps the name by which one of them was known first, and a refund counts once.
+CREATE TRIGGER payment_events_heard AFTER INSERT ON payment_events BEGIN
+    UPDATE payment_events SET payment = coalesce(
+        (SELECT payment FROM payment_events WHERE payment IN (SELECT name FROM payment_names WHERE event_id = NEW.id)
+            OR transaction_id = NEW.transaction_id AND payment IS NOT NULL ORDER BY id LIMIT 1),
+        (SELECT name FROM payment_names WHERE event_id = NEW.id ORDER BY rank LIMIT 1))
+    WHERE id = NEW.id AND EXISTS (SELECT 1 FROM payment_names WHERE event_id = NEW.id);
+    UPDATE payment_events SET back = back_told
+    WHERE id = NEW.id AND NOT EXISTS (SELECT 1 FROM payment_events WHERE refund_id = NEW.refund_id AND back IS NOT NULL);
+END;
 
 -- What became clear of one event is so of the others of the same payment, and whose it is of the same subscription.
 CREATE TRIGGER payment_events_agree AFTER UPDATE OF entitlement ON payment_events BEGIN

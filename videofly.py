@@ -1421,8 +1421,6 @@ CREEM = BUILT_IN["creem"]  # how it is spoken: where the facts stand in what it 
 REFUNDS = ("refund", "dispute")
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
-REAL = {None, "prod", "production", "live"}  # modes
-REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
 ENTITLED = "SELECT due, had, steps, period_end_at FROM entitlements WHERE user_id = ? AND entitlement = ?"
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
@@ -1497,14 +1495,13 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     row: dict[str, Any] = {column: id_in(facts, *paths) for column, paths in CREEM["texts"].items()}
     row |= {column: moment_in(facts, *paths) for column, paths in CREEM["moments"].items()}
     row |= {column: cents_in(facts, *paths) for column, paths in CREEM["numbers"].items()}
-    row |= {
+    return row | {
         "delivery_key": id_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
         "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
         "standing": "canceled" if standing == "cancelled" else standing,
         "units": row["units"] or 1, "paid": paid_in(facts), **refund_in(type, facts),
         "refund_id": id if kind in REFUNDS else None,
         "is_sale": is_sale(type, row["subscription_id"], facts)}
-    return row | {"payment": next(iter(names_of(row)), None)}
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
@@ -1526,30 +1523,12 @@ def refund_in(type: str, facts: Any) -> dict[str, int | None]:
         gone = id_in(facts, "transaction.status") in CREEM["gone"]
         told = (cents_in(facts, path) for path in CREEM["back_total"])
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
-    return {"back": back, "back_total": total}
-
-def names_of(row: Mapping[str, Any]) -> list[str]:
-    """By which its payment is known, the best first.  A change of a subscription speaks of no payment."""
-    if row["type"].startswith("subscription.") and not row["is_sale"]:
-        return []
-    known = {"order": row["order_id"], "checkout": row["checkout_id"], "tran": row["transaction_id"]}
-    if subscription := row["subscription_id"]:
-        dated = row["period_start_at"] if row["is_sale"] or row["back"] else None
-        known = {"tran": row["transaction_id"], "period": dated and f"{subscription}:{dated}"}
-    names = [f"{kind}:{id}" for kind, id in known.items() if id]
-    return names or ([f"event:{row['delivery_key']}"] if row["is_sale"] else [])
+    return {"back_told": back, "back_total": total}
 
 def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) -> None:
     """Keep what Creem told, and let the ledger follow; the second time changes nothing."""
-    known = value(db, """
-        SELECT payment FROM payment_events WHERE payment IN (SELECT value FROM json_each(:names))
-        OR (transaction_id = :transaction_id AND payment IS NOT NULL) ORDER BY id LIMIT 1
-    """, names=as_json(names_of(row)), transaction_id=row["transaction_id"])
-    counted = value(db, REFUND_COUNTED, refund_id=row["refund_id"])
-    ours = {"payment": row["payment"] and (known or row["payment"]), "back": None if counted else row["back"]}
-    id = insert(db, "payment_events", "ON CONFLICT (delivery_key) DO NOTHING",
-                **row | ours, body=body, received_at=now)
-    if id is not None:
+    once = "ON CONFLICT (delivery_key) DO NOTHING"
+    if (id := insert(db, "payment_events", once, **row, body=body, received_at=now)) is not None:
         apply_event(db, id=id, shop=shop, now=now)
 
 def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
@@ -1557,7 +1536,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     became clear by it may solve what others of the same purchase left open."""
     state, event = "applied", find_event(db, id=id)
     try:
-        if shop.only_real and event.mode not in REAL:
+        if shop.only_real and event.mode not in (None, *CREEM["real"]):
             state, effect = "ignored", f"It is of the mode {event.mode}, so nothing of it is real."
         else:
             effect = follow_payments(db, understand(db, event, shop), shop, now=now)
