@@ -953,15 +953,13 @@ def with_templates(file: dict[str, Any]) -> dict[str, Any]:
 def with_files(tree: Any, folder: Path) -> Any:
     """The same, where {"$file" = name, bind = {path = value}} is the workflow in a file, as ComfyUI's API
     wants it, with values in some places: by path, for in its text a quote could break out of its place."""
-    match tree:
-        case {"$file": str(name), **rest}:
-            return with_bindings(name, loads((folder / name).read_bytes()), rest.get("bind", {}))
-        case dict():
-            return {key: with_files(part, folder) for key, part in tree.items()}
-        case list():
-            return [with_files(part, folder) for part in tree]
-        case _:
-            return tree
+    if isinstance(tree, list):
+        return [with_files(part, folder) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if isinstance(name := tree.get("$file"), str):
+        return with_bindings(name, loads((folder / name).read_bytes()), tree.get("bind", {}))
+    return {key: with_files(part, folder) for key, part in tree.items()}
 
 def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
     nodes = workflow.values() if isinstance(workflow, dict) else [None]
@@ -2811,10 +2809,9 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
     """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
     given = headers.get("creem-signature") or headers.get("x-creem-signature") or ""
     right = hmac.digest(secret.encode(), body, "sha256").hex()
-    if hmac.compare_digest(given.strip().removeprefix("sha256=").lower().encode(), right.encode()):
-        return True
-    with contextlib.suppress(ValueError):  # a secret that this way cannot use
-        return is_signed_by("standard", headers, body, [secret], now)
+    signed = hmac.compare_digest(given.strip().removeprefix("sha256=").lower().encode(), right.encode())
+    with contextlib.suppress(ValueError):  # a secret that the other way cannot use
+        return signed or is_signed_by("standard", headers, body, [secret], now)
     return False
 
 def sign_return(query: str, key: str) -> str:
