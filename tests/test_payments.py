@@ -266,6 +266,12 @@ def test_partial_refunds_end_at_the_whole(db):
     assert credits(db) == (0, 0)
 
 
+def test_a_refund_counts_once_however_often_it_is_told(db):
+    alone = {"object__transaction__refunded_amount": None}  # without what was paid back in all
+    hear(db, PACK, *(body("refund.created.partial.onetime", id=f"evt_{n}", **alone) for n in (1, 2)))
+    assert (credits(db), states(db)) == ((187, 0), ["applied"] * 3)
+
+
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 def test_a_refund_may_come_before_its_payment(db, order):
     events = [PACK, body("refund.created.partial.onetime"), body("alias.payment.completed")]
