@@ -24,11 +24,14 @@ CREATE TABLE users (
 
 CREATE INDEX users_admins ON users (created_at) WHERE is_admin = 1;
 
--- With what payments say of somebody: the plan that runs, and whether a card holder has disputed one.
+-- With what payments say of somebody: the plan that runs, and whether a card holder has disputed one; and how many
+-- videos of theirs are about to be archived.
 CREATE VIEW accounts AS
     SELECT *, password_hash IS NOT NULL AS has_password,
            (SELECT plan FROM subscriptions WHERE user_id = users.id AND is_running ORDER BY occurred_at DESC LIMIT 1) AS plan,
-           EXISTS (SELECT 1 FROM payment_events WHERE user_id = users.id AND type = 'dispute.created') AS is_disputed
+           EXISTS (SELECT 1 FROM payment_events WHERE user_id = users.id AND type = 'dispute.created') AS is_disputed,
+           (SELECT count(*) FROM videos WHERE user_id = users.id AND finished_at IS NOT NULL AND deleted_at IS NULL
+                                              AND archive_at IS NOT NULL) AS archiving_soon
     FROM users;
 
 -- One signed-in browser.  Made anew at every sign-in; deleted at sign-out, at a password change and past its date.
@@ -655,10 +658,10 @@ CREATE TABLE jobs (
     result           TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(result))
 ) STRICT, WITHOUT ROWID;
 
--- Since when each has not succeeded, and what was wrong with the last: an error, or a fault that it found.
+-- Since when each has not succeeded, and what was wrong with the last: an error, or a fault or a missing file that it found.
 CREATE VIEW job_health AS
     SELECT name, coalesce(succeeded_at, began_at, due_at) AS well_at,
-           coalesce(result ->> '$.error', result ->> '$.faults[0]') AS trouble
+           coalesce(result ->> '$.error', result ->> '$.faults[0]', result ->> '$.missing[0]') AS trouble
     FROM jobs;
 
 ---------------------------------------------------------------------------------------- events --
@@ -779,7 +782,7 @@ CREATE VIEW metrics AS
            json_object('provider', provider, 'state', state), count(*) FROM provider_jobs GROUP BY provider, state
     UNION ALL
     SELECT 'videofly_provider_seconds_total', 'Time that providers had orders which succeeded',
-           json_object('provider', provider), sum(ended_at - taken_at) / 1000.0
+           json_object('provider', provider), total(ended_at - taken_at) / 1000.0
     FROM provider_jobs WHERE state = 'succeeded' GROUP BY provider
     UNION ALL
     SELECT 'videofly_credits_granted_total', 'Credits granted', json_object('trans_type', trans_type), sum(initial)
@@ -803,15 +806,16 @@ CREATE VIEW metrics AS
            (SELECT count(*) FROM payment_events WHERE state = word)
     FROM (SELECT value AS word FROM json_each('["applied", "attention", "ignored"]'))
     UNION ALL
-    SELECT 'videofly_job_runs_total', 'Runs of each scheduled job', json_object('job', name), runs FROM jobs
+    SELECT 'videofly_job_runs_total', 'Runs of each scheduled job', json_object('name', name), runs FROM jobs
     UNION ALL
-    SELECT 'videofly_job_failing', 'Whether the last run failed, or found faults', json_object('job', name), trouble IS NOT NULL
+    SELECT 'videofly_job_failing', 'Whether the last run failed, or found faults', json_object('name', name), trouble IS NOT NULL
     FROM job_health
     UNION ALL
     SELECT 'videofly_job_success_timestamp_seconds', 'When each last succeeded; of backup: the last known to restore',
-           json_object('job', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
+           json_object('name', name), succeeded_at / 1000.0 FROM jobs WHERE succeeded_at IS NOT NULL
     UNION ALL
-    SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows;
+    SELECT 'videofly_rows', 'Rows by table', json_object('table', name), number FROM table_rows
+    ORDER BY name;
 
 --------------------------------------------------------------------------------------- auditor --
 

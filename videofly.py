@@ -48,10 +48,12 @@ import os
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -153,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     s3_secret_key: Annotated[str, _("secret key")] = ""
     s3_region: Annotated[str, _("region that requests are signed for")] = "us-east-1"
     s3_public_url: Annotated[str, _("S3 server as people reach it, if another", pattern=SERVER)] = ""
+    litestream: Annotated[Literal["on", "off"], _("Litestream keeps a replica in the bucket")] = "off"
 
 class Refused(click.ClickException):
     """The program cannot start as it was told to; the text is one line for the operator."""
@@ -172,6 +175,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         missing = [name for name in group if not given.get(name)]
         if 0 < len(missing) < len(group):
             raise Refused(f"{' and '.join(missing)} must be set too, or none of {', '.join(group)}.")
+    if settings.litestream == "on" and not settings.s3_endpoint:
+        raise Refused("VIDEOFLY_LITESTREAM: S3_ENDPOINT must be set too.")
     if (key := settings.creem_api_key) and key.startswith("creem_test_") is (settings.env == "production"):
         raise Refused(f"CREEM_API_KEY: that key is not for VIDEOFLY_ENV={settings.env}.")
     return settings
@@ -273,12 +278,11 @@ COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not 
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
-ROWS = "SELECT json_group_object(name, number) FROM table_rows"
 TICK = "INSERT INTO clock (now, kept) VALUES (:now, :kept)"
-JOB_HEALTH = "SELECT well_at, trouble FROM job_health WHERE name = ?"
-METRICS = "SELECT name, help, labels, number FROM metrics ORDER BY name"
-TIDY = """PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA optimize;
-          PRAGMA busy_timeout = 5000;"""
+OUR_MEDIA = """SELECT value FROM json_each(:keys) WHERE value GLOB 'videos/*'
+               AND substr(value, 8, 36) IN (SELECT id FROM videos)"""  # made for a video of this database
+CHECKPOINT = "PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = 5000"
+LEAVE_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 65536"  # to Litestream, whose SQLite may, up to 256 MiB
 FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
 END_JOB = """
     UPDATE jobs SET leased_until_at = 0, due_at = :due_at, runs = runs + 1, result = :result,
@@ -337,10 +341,10 @@ class Database:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def tidy(self) -> None:
-        """Bring home what is in the WAL, if nobody reads for long, and keep SQLite's statistics fresh."""
+    async def tidy(self, first: str = "") -> None:
+        """Keep SQLite's statistics fresh, and before that checkpoint, if nobody reads for long."""
         with contextlib.suppress(sqlite3.Error):  # on a full disk
-            await self._writer.run(lambda db: db.executescript(TIDY))
+            await self._writer.run(lambda db: db.executescript(f"{first}; PRAGMA optimize"))
 
     async def _commit_waiting(self) -> None:
         while self._waiting:
@@ -508,6 +512,10 @@ def value(db: Db, sql: str, **params: Any) -> Any:
     row = db.execute(sql, params).fetchone()
     return row[0] if row else None
 
+def rows(db: Db, sql: str, **params: Any) -> list[Any]:
+    """All of them; or those of a view, by its name."""
+    return db.execute(sql if " " in sql else f"SELECT * FROM {sql}", params).fetchall()  # noqa: S608
+
 def run(db: Db, sql: str, **params: Any) -> int:
     """Carry out a statement and say how many rows it touched."""
     return db.execute(sql, params).rowcount
@@ -559,16 +567,6 @@ def report(db: Db, *, name: str, filters: dict[str, str], cursor: str | None, li
     return [{camel_case(column): moment(part) if column.endswith("_at") and part is not None else
              bool(part) if column.startswith("is_") else part for column, part in row.items()}
             for row in rows], after
-
-def job_health(db: Db, *, name: str) -> tuple[int | None, str | None]:
-    """Since when a job has not succeeded, and why."""
-    return db.execute(JOB_HEALTH, [name]).fetchone() or (None, None)
-
-def metrics(db: Db) -> list[tuple[str, str, str, float]]:
-    return db.execute(METRICS).fetchall()
-
-def table_rows(db: Db) -> dict[str, int]:
-    return cast(dict[str, int], msgspec.json.decode(value(db, ROWS)))
 
 JobRuns = TypedDict("JobRuns", {"name": str, "dueAt": datetime, "beganAt": datetime | None, "runs": int,
                                 "succeededAt": datetime | None, "result": dict[str, Any]})
@@ -938,7 +936,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    for ours in ("creem", "states", "values"):  # in a copy they stand for nothing: an old one may be wrong
+    for ours in ("creem", "litestream", "states", "values"):  # in a copy they mean nothing
         file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
@@ -1176,7 +1174,7 @@ def end_hold(db: Db, kind: Literal["settle", "release"], *, video_id: str, now: 
     return bool(run(db, "UPDATE credit_holds SET state = :state, resolved_at = :now WHERE video_id = :id"
                         " AND state = 'frozen'", state=f"{kind}d", now=now, id=video_id))
 
-def expire(db: Db, *, now: int, limit: int = 500) -> dict[str, int]:
+def expire(db: Db, *, now: int, limit: int = 200) -> dict[str, int]:
     """Take what remains in some packages past their date with nothing frozen, and say in how many."""
     due = db.execute("""
         SELECT user_id, id, remaining FROM credit_packages WHERE remaining > 0 AND frozen = 0
@@ -1299,9 +1297,9 @@ class Principal(msgspec.Struct, frozen=True):
     until_at: int = 0  # then they are looked up again
     last_used_at: int | None = None
 
-User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment of theirs
+User = TypedDict("User", {  # isDisputed: a card holder has disputed a payment; archivingSoon: videos
     "id": str, "email": str, "isAdmin": bool, "hasPassword": bool, "plan": str | None, "isDisputed": bool,
-    "createdAt": datetime})
+    "archivingSoon": int, "createdAt": datetime})
 ApiKey = TypedDict("ApiKey", {
     "id": str, "name": str, "hint": str, "creditLimit": int | None, "createdAt": datetime,
     "expiresAt": datetime | None, "lastUsedAt": datetime | None})
@@ -1933,20 +1931,6 @@ def archive_videos(db: Db, *, failed: int, completed: int, now: int) -> dict[str
         RETURNING iif(status = 'FAILED', 'deletedFailed', 'archivedCompleted')
     """, {"now": now, "day": DAY, "failed": failed, "completed": completed}).fetchall())
 
-def stuck_holds(db: Db) -> list[tuple[str, Status]]:
-    return db.execute("SELECT video_id, status FROM stuck_holds").fetchall()
-
-def media_keys(db: Db, *, wanted: bool = False) -> set[str]:
-    """Files that the database speaks of, or those of them that somebody still wants."""
-    return {key for (key,) in db.execute("SELECT key FROM media WHERE is_wanted >= ?", [wanted])}
-
-def of_our_videos(db: Db, *, keys: list[str]) -> list[str]:
-    """Those of some files that were made for videos of this database."""
-    return [key for (key,) in db.execute("""
-        SELECT value FROM json_each(?)
-        WHERE value GLOB 'videos/*' AND substr(value, 8, 36) IN (SELECT id FROM videos)
-    """, [as_json(keys)])]
-
 def retry_video(db: Db, *, user_id: str, api_key_id: str | None, id: str, max_running: int,
                 catalog_version: str, now: int) -> Video:
     """Store a failed video's result after all, for its price.  Raises RetryNotAvailable, OriginalExpired,
@@ -2260,6 +2244,14 @@ class BucketStorage:
         return await on_thread(self.pool, lambda: {
             each.object_name: each.last_modified.timestamp()
             for each in self.client.list_objects(self.bucket, f"{under}/", recursive=True)})
+
+    def folders(self, under: str) -> list[str]:
+        """The names of those right below.  Raises Refused."""
+        try:
+            found = self.client.list_objects(self.bucket, f"{under}/")
+            return [each.object_name.split("/")[1] for each in found]
+        except Exception as failure:
+            raise Refused(f"S3_ENDPOINT: {failure}") from None
 
     async def fetch(self, key: str, file: Path) -> None:
         await on_thread(self.pool, self.client.fget_object, self.bucket, key, str(file))
@@ -2862,6 +2854,7 @@ class App:
         self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.storing = asyncio.Semaphore(STORES_AT_ONCE)
+        self.replicated_at = self.now()  # what is older is in the replica, if there is to be one
         self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
         self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
         self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
@@ -2946,33 +2939,69 @@ def restore(data: Path, source: Path) -> Path:
         prove_copy(part)
     except (OSError, Refused) as failure:
         raise Refused(f"{source} is not right, and was not restored: {failure}") from None
-    aside.mkdir()
     if database.exists():
+        aside.mkdir()
         with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
             in_file(database, integrity_faults, "rw")
         os.link(database, aside / database.name)
     for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
+        aside.mkdir(exist_ok=True)
         os.replace(rest, aside / rest.name)  # of the old one: the new one must not find it
     move_durably(part, database)
     return aside
 
 async def newest_backup(data: Path, storage: Storage) -> Path | None:
     """The newest backup that there is, here or in the bucket."""
-    here, part = max((data / "backups").glob("*.db"), default=None), data / "temporary" / "newest.db"
+    here, part = max((data / "backups").glob("????-*Z.db"), default=None), data / "temporary" / "newest.db"
     there = max(await storage.keys("backups"), default="")  # whose names are their times
     if Path(there).name <= (here.name if here else "") or not isinstance(storage, BucketStorage):
         return here
     await storage.fetch(there, part)
     return part
 
-async def begin_with_backup(data: Path, storage: Storage) -> None:
+def litestream(settings: Settings, replica: int, *words: str) -> tuple[str, list[str], dict[str, str]]:
+    """What to execute: Litestream, its command line, and its environment, where the secrets are."""
+    home, ours = f"{settings.data}/litestream", os.environ
+    if not (program := shutil.which("litestream", path=f"{Path(sys.executable).parent}:{ours['PATH']}")):
+        raise Refused("VIDEOFLY_LITESTREAM: it is not installed: pip install 'videofly[litestream]'")
+    values = msgspec.structs.asdict(settings) | {"home": home, "replica": f"litestream/{replica}"}
+    Path(home, "config").write_text(as_json(fill(BUILT_IN["litestream"], values)))  # which is YAML too
+    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")}
+    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ | {
+        "LITESTREAM_CONFIG": f"{home}/config", "LITESTREAM_ACCESS_KEY_ID": settings.s3_access_key,
+        "LITESTREAM_SECRET_ACCESS_KEY": settings.s3_secret_key}
+
+def go_under_litestream(settings: Settings) -> None:
+    """Become Litestream, with this command as its child: it ends after us, when the last changes are shipped.
+    Each folder has a replica with a number of its own, so that a machine that was given up, and comes back,
+    spoils none.  Where there is no database, the newest replica is restored first.  Raises Refused."""
+    data, home = Path(settings.data), Path(settings.data) / "litestream"
+    database, number, part = data / "videofly.db", home / "number", data / "temporary" / "replica.db"
+    with own(data, settings):
+        if not (database.exists() and number.exists()):
+            newest = max(map(int, BucketStorage(settings).folders("litestream")), default=0)
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(mode=0o700)
+            if newest and not database.exists():
+                program, line, environ = litestream(settings, newest, "restore", f"-o={part}", f"{database}")
+                done = subprocess.run(  # noqa: S603
+                    line, executable=program, env=environ, capture_output=True, text=True)
+                if done.returncode:
+                    raise Refused(f"VIDEOFLY_LITESTREAM: {done.stderr.strip().splitlines()[-1]}")
+                restore(data, part)
+            number.write_text(str(newest + 1))
+    child = shlex.join([sys.executable, *sys.argv])
+    os.execve(*litestream(settings, int(number.read_text()), "replicate", "-exec", child))  # noqa: S606
+
+async def begin(data: Path, storage: Storage) -> None:
     """A new machine begins with the newest backup, if there is any.  Raises Refused: it might be there."""
     try:
-        if backup := await newest_backup(data, storage):
+        if not (data / "videofly.db").exists() and (backup := await newest_backup(data, storage)):
             await asyncio.to_thread(restore, data, backup)
+            (data / "temporary" / backup.name).unlink(missing_ok=True)
             log.warning("there was no database; the newest backup is restored")
-    except StorageFailed as failure:
-        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure}") from None
+    except Problem as failure:
+        raise Refused(f"S3_BUCKET cannot be searched for backups: {failure.__cause__}.") from None
 
 @contextlib.asynccontextmanager
 async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time,
@@ -2994,8 +3023,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
-        if not (data / "videofly.db").exists():
-            await begin_with_backup(data, storage)
+        await begin(data, storage)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3026,6 +3054,8 @@ LONGEST_PAUSE_S = 30
 LATE_PAUSE = 10 * MINUTE  # between looks at a job after its deadline
 STALLED_S = 4 * LONGEST_PAUSE_S  # a worker that has not looked for work for so long does not look any more
 WAL_MAX_MB = 1024
+REPLICA_PAUSE_S = 3  # between questions whether all that was committed is in the bucket
+PATIENCE_S = 5  # with the writer, before it counts as stuck
 STOPPING_S = 5  # what running steps are given to come to an end
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
 
@@ -3237,12 +3267,12 @@ async def items(creem: Creem, path: str, **of: Any) -> AsyncIterator[Any]:
             yield item
         page = find(found, ["pagination.next_page"])
 
-async def reconcile(app: App) -> int:
+async def reconcile(app: App) -> dict[str, Any]:
     """Hear of all that Creem knows and may not have told, and say how much was new: checkouts that nothing
     was heard of, each payment of each product, and how subscriptions stand.  The keys are the same, so
     nothing counts twice.  Raises PaymentsFailed."""
     if not isinstance(creem := app.creem, Creem):
-        return 0
+        return {"heard": 0, "unknownProducts": []}
     before: int = await app.db.read(value, sql=COUNT_EVENTS, state="")
     for id in await app.db.read(open_checkouts, since=app.now() - 14 * DAY):
         await hear_checkout(app, creem, id)
@@ -3253,11 +3283,8 @@ async def reconcile(app: App) -> int:
     async for each in items(creem, "/v1/subscriptions/search"):
         key = f"recorded:{each.get('id')}:{each.get('updated_at')}"
         await hear(app, {"id": key, "eventType": "subscription.update", "object": each})
-    return cast(int, await app.db.read(value, sql=COUNT_EVENTS, state="")) - before
-
-async def look_after_payments(app: App) -> dict[str, Any]:
-    """What Creem may not have told, and does not know.  Raises PaymentsFailed."""
-    return {"heard": await reconcile(app), "unknownProducts": await unknown_products(app)}
+    heard = await app.db.read(value, sql=COUNT_EVENTS, state="") - before
+    return {"heard": heard, "unknownProducts": await unknown_products(app)}
 
 async def unknown_products(app: App) -> list[str]:
     """Products of the catalogue that Creem does not know; looked at at start too.  Raises PaymentsFailed."""
@@ -3276,14 +3303,9 @@ async def in_parts(app: App, fn: Callable[..., Mapping[str, int]], names: str, *
         done.update(some)
     return dict(done)
 
-def clean_up_videos(app: App) -> Awaitable[dict[str, int]]:
-    kept = app.settings
-    return in_parts(app, archive_videos, "deletedFailed archivedCompleted",
-                    failed=kept.video_failed_days * DAY, completed=kept.video_completed_days * DAY)
-
 async def release_holds(app: App) -> dict[str, Any]:
     """End what hangs, though nothing should."""
-    stuck = await app.db.read(stuck_holds)
+    stuck = await app.db.read(rows, sql="stuck_holds")
     for id, status in stuck:
         await app.write(end_hold, kind="settle" if status == "COMPLETED" else "release", video_id=id)
     return {"holds": len(stuck)}
@@ -3291,12 +3313,13 @@ async def release_holds(app: App) -> dict[str, Any]:
 async def look_at_media(app: App) -> dict[str, Any]:
     """Compare what is stored with what the database speaks of.  What it has done with is removed after a day;
     files of which it never knew may be another's, or newer than a backup: they are only counted."""
-    known, wanted = await app.db.read(media_keys), await app.db.read(media_keys, wanted=True)
+    known = dict(await app.db.read(rows, sql="media"))
     stored = await app.storage.keys("videos") | await app.storage.keys("uploads")
-    missing = sorted((wanted - stored.keys()) & await app.db.read(media_keys, wanted=True))
+    now_known = dict(await app.db.read(rows, sql="media"))  # what was removed meanwhile is not missing
+    missing = sorted(key for key in known.keys() - stored.keys() if now_known.get(key))
     strange = [key for key, since_s in stored.items() if key not in known and since_s < time.time() - 86_400]
-    orphans = await app.db.read(of_our_videos, keys=strange)
-    for key in orphans:
+    orphans = await app.db.read(rows, sql=OUR_MEDIA, keys=as_json(strange))
+    for (key,) in orphans:
         await app.storage.delete(key)
     if isinstance(app.storage, BucketStorage):
         await app.storage.end_uploads(datetime.now(UTC) - timedelta(days=1))
@@ -3324,20 +3347,21 @@ async def back_up(app: App) -> dict[str, Any]:
     part, target = folder / "part", folder / moment(app.now()).strftime(BACKUP)
     folder.mkdir(mode=0o700, exist_ok=True)
     part.unlink(missing_ok=True)
-    before = await app.db.read(table_rows)
+    before = dict(await app.db.read(rows, sql="table_rows"))
     await app.db.read(run, sql=COPY, path=str(part))
-    if not (proof := await asyncio.to_thread(in_file, part, prove))["valid"]:
-        raise StorageFailed(f"The copy is not right: {'; '.join(proof['faults'])}")
-    copied, after = await asyncio.to_thread(in_file, part, table_rows), await app.db.read(table_rows)
-    if short := [name for name in after if not before[name] <= copied[name] <= after[name]]:
-        raise StorageFailed(f"The copy has too few or too many {', '.join(short)}.")
-    keys = await asyncio.to_thread(in_file, part, functools.partial(media_keys, wanted=True))
-    target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(keys)))
+    proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
+        prove(db), dict(rows(db, "table_rows")), [key for key, is_wanted in rows(db, "media") if is_wanted]))
+    after = await app.db.read(rows, sql="table_rows")
+    wrong = proof["faults"] + [f"the number of {name}" for name, most in after
+                               if not before[name] <= copied[name] <= most]
+    if wrong:
+        raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
+    target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(media)))
     await on_thread(None, move_durably, part, target)
     if isinstance(app.storage, BucketStorage):
         await on_thread(None, shutil.copyfile, target, part)
         await app.storage.put(f"backups/{target.name}", part, "application/vnd.sqlite3")
-    for name in thinned([file.name for file in folder.glob("*.db")]):
+    for name in thinned([file.name for file in folder.glob("????-*Z.db")]):
         (folder / name).unlink()
         (folder / name).with_suffix(".media").unlink(missing_ok=True)
         if isinstance(app.storage, BucketStorage):
@@ -3352,12 +3376,26 @@ def thinned(names: Iterable[str]) -> set[str]:
         kept.update([*newest.values()][-many:])
     return {*names} - kept
 
+async def ask_replica(app: App) -> None:
+    """Have Litestream bring all that was committed until now to the bucket, and note when that was."""
+    now, data = app.now(), app.settings.data
+    line = httpx.AsyncHTTPTransport(uds=f"{data}/litestream/socket", verify=False)
+    wish = {"path": f"{data}/videofly.db", "wait": True, "timeout": 30}
+    with contextlib.suppress(httpx.HTTPError):
+        async with httpx.AsyncClient(transport=line, base_url="http://litestream", timeout=60) as client:
+            if (await client.post("/sync", json=wish)).is_success:
+                app.replicated_at = now
+
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
 JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
     "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
-    "reconcile": ("30 2 * * *", look_after_payments), "cleanup-videos": ("0 3 * * sun", clean_up_videos),
+    "reconcile": ("30 2 * * *", reconcile),
+    "cleanup-videos": ("0 3 * * sun", lambda app: in_parts(
+        app, archive_videos, "deletedFailed archivedCompleted",
+        failed=app.settings.video_failed_days * DAY, completed=app.settings.video_completed_days * DAY)),
     "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
-    "media": ("30 4 * * *", look_at_media), "tidy": ("45 4 * * *", lambda app: app.db.tidy()),
+    "media": ("30 4 * * *", look_at_media),
+    "tidy": ("45 4 * * *", lambda app: app.db.tidy(CHECKPOINT if app.settings.litestream == "off" else "")),
     "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
 
 async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, Any] | None:
@@ -3399,10 +3437,10 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     try:
         yield scheduler
     finally:
-        faulthandler.cancel_dump_traceback_later()
         app.stop()
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
+        faulthandler.cancel_dump_traceback_later()  # now that nobody puts it off any more
         steps = asyncio.gather(*app.working.values(), return_exceptions=True)
         with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
             await asyncio.wait_for(steps, STOPPING_S)
@@ -3425,22 +3463,25 @@ def sign_of_worker(app: App) -> Sign:
 
 async def vital_signs(app: App) -> list[Sign]:
     """What has to be well for the server to be of use; it is asked every few seconds."""
-    await app.db.write(value, sql=LAST_EVENT)
+    with anyio.move_on_after(PATIENCE_S) as waiting:
+        await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
-    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+    stuck = waiting.cancelled_caught
+    signs = [sign_of_worker(app), sign_of("writer", not stuck, f"{app.db.waiting} transactions wait"),
+             sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
-    for name in ("audit", "backup"):
-        at, trouble = await app.db.read(job_health, name=name)
-        fine = not trouble and (at or app.now()) > app.now() - 2 * DAY
-        signs.append(sign_of(f"last {name}", fine, trouble or str(at and moment(at))))
-    return signs
+    last = await app.db.read(rows, sql="job_health")
+    return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
+                            trouble or str(moment(at)))
+                    for name, at, trouble in last if name in ("audit", "backup")]
 
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
     the process says where it hangs, and ends, so that it is started again."""
-    await app.db.write(value, sql=LAST_EVENT)
-    if sign_of_worker(app)["ok"]:
-        faulthandler.dump_traceback_later(STALLED_S, exit=True)
+    with contextlib.suppress(asyncio.CancelledError):  # as in run_due_jobs
+        await app.db.write(value, sql=LAST_EVENT)
+        if sign_of_worker(app)["ok"]:
+            faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
 # 18  HTTP
@@ -4286,7 +4327,7 @@ async def show_metrics(request: Request) -> Response[bytes]:
     app, host = request.parts, request.client.host if request.client else ""
     if app.settings.metrics_token or not host.startswith(("127.", "::1")):
         only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
-    found = [*families([*measures(app), *await app.db.read(metrics)]), *app.registry.collect()]
+    found = [*families([*measures(app), *await app.db.read(rows, sql="metrics")]), *app.registry.collect()]
     text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
     return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
@@ -4307,6 +4348,9 @@ def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
     yield "videofly_streams", "Open event streams", "{}", app.streams.total()
     yield "videofly_steps", "Steps of videos that are being taken", "{}", len(app.working)
     yield "videofly_transactions_waiting", "For the writer", "{}", app.db.waiting
+    if app.settings.litestream == "on":
+        lag_s = (app.now() - app.replicated_at) / SECOND
+        yield "videofly_replica_lag_seconds", "Age of Litestream's replica", "{}", lag_s
 
 class Document(openapi.plugins.JsonRenderPlugin):
     """The document, with msgspec's word on bodies: Litestar's forgets that unknown fields are refused."""
@@ -4322,7 +4366,7 @@ class Site(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         app, began_s, status = cast(App, self.opt["parts"]), time.perf_counter(), 499
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        id = given if re.fullmatch(r"[\w.-]{8,100}", given) else new_id("req")
+        id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
         REQUEST_ID.set(id)
 
         async def answer(message: Any) -> None:
@@ -4338,7 +4382,7 @@ class Site(Litestar):
             took_s = time.perf_counter() - began_s
             words = scope["method"], scope.get("path_template", "?"), str(status)
             app.requests.labels(*words).observe(took_s)
-            log.info("%s %s %s in %.1f ms", scope["method"], scope["path"], status, took_s * 1000)
+            log.info("%s %s %s in %.1f ms", scope["method"], quote(scope["path"]), status, took_s * 1000)
 
 def http(app: App) -> Site:
     """The running parts as an ASGI application."""
@@ -4385,6 +4429,9 @@ async def serve_until_stopped(settings: Settings) -> None:
         async with open_app(settings) as app, working(app) as scheduler:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGUSR1, scheduler.add_job, run_job, None, [app, "backup"], {"at_once": True})
+            if settings.litestream == "on":
+                await app.db.write(run, sql=LEAVE_CHECKPOINTS)
+                scheduler.add_job(ask_replica, "interval", [app], seconds=REPLICA_PAUSE_S)
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)
@@ -4450,7 +4497,11 @@ def main() -> None:
 @click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
 def serve(**named: str | int | None) -> None:
     """Run the server."""
-    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
+    given = {name: str(value) for name, value in named.items() if value}
+    settings = read_settings(os.environ | given)
+    if settings.litestream == "on" and "LITESTREAM_CONFIG" not in os.environ:
+        go_under_litestream(settings)
+    start(serve_until_stopped, **given)
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""

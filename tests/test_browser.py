@@ -220,6 +220,32 @@ def test_signing_out_and_in_again(visit):
     expect(page.get_by_text("again@example.com")).to_be_visible()
 
 
+def test_what_ends_within_a_week_is_said_in_both_languages(visit, tmp_path):
+    server = Server(tmp_path / "data", VIDEO_COMPLETED_DAYS="1").start()
+    try:
+        server.command("user", "add", EMAIL, "--admin", "--password", PASSWORD)
+        window = visit(server)
+        page = window.page
+        page.goto("/")
+        fill_in(page, EMAIL, PASSWORD, "Sign in")
+        expect(page.get_by_role("heading", name="Credits")).to_be_visible()
+        expect(page.get_by_role("note")).to_have_count(0)
+        server.command("generate", "fox", "--duration", "2", "--out", str(tmp_path / "a.mp4"))
+        server.command("grant", EMAIL, "30", "--days", "5")
+        operator = {"Authorization": f"Bearer {v.operator_token((server.data / 'secret').read_text())}"}
+        prune = f"{server.url}/api/v1/admin/jobs/prune"
+        assert httpx.post(prune, headers=operator, trust_env=False).status_code == 200
+        page.reload()
+        expect(page.get_by_role("note")).to_contain_text("30 of your credits expire within a week.")
+        expect(page.get_by_role("note")).to_contain_text("1 of your videos will be archived within a week")
+        window.shot("ending-soon")
+        page.get_by_role("button", name="中文").click()
+        expect(page.get_by_role("note")).to_contain_text("有 1 个视频即将归档")
+        expect(page.get_by_role("note")).to_contain_text("有 30 积分即将到期")
+    finally:
+        assert server.stop() == 0
+
+
 def test_a_session_that_ended_elsewhere_leads_to_signing_in(visit):
     window = visit()
     sign_up(window, "elsewhere@example.com")

@@ -7,6 +7,7 @@ import statistics
 import symtable
 
 import aiosqlite
+import minio
 
 import videofly as v
 
@@ -129,3 +130,11 @@ def test_what_thread_uses_of_aiosqlite_is_there():
     assert inspect.iscoroutinefunction(aiosqlite.Connection._execute)
     assert [*inspect.signature(aiosqlite.Connection._execute).parameters] == ["self", "fn", "args", "kwargs"]
     assert isinstance(aiosqlite.Connection._conn, property)
+
+
+def test_what_the_bucket_uses_of_minio_is_there():
+    used = set(re.findall(r"self\.client\.(_\w+)", inspect.getsource(v.BucketStorage)))
+    assert used == {"_list_multipart_uploads", "_abort_multipart_upload"}
+    parameters = {name: [*inspect.signature(getattr(minio.Minio, name)).parameters][:4] for name in used}
+    assert parameters["_abort_multipart_upload"] == ["self", "bucket_name", "object_name", "upload_id"]
+    assert parameters["_list_multipart_uploads"][:2] == ["self", "bucket_name"]

@@ -151,6 +151,8 @@ class Ledger:
                 return "yes" if result else "no"
             case int():
                 return str(result)
+            case dict() if not result or "expiredPackages" in result:
+                return str(result.get("expiredPackages", 0))
             case v.Problem():
                 return type(result).__name__
         assert not isinstance(result, BaseException), result

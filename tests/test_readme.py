@@ -9,6 +9,7 @@ from typing import get_args
 import click
 import msgspec
 import pytest
+import yaml
 
 import videofly as v
 
@@ -17,7 +18,11 @@ README = (v.HERE / "README.md").read_text()
 
 def block(language, has):
     """The text of the code block in a language that holds something."""
-    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if has in text)
+    return next(text for text in blocks(language) if has in text)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
 def commands(group, before=""):
@@ -77,6 +82,46 @@ def test_every_option_that_is_named_exists():
     table = README[README.index("## Command line") : README.index("## Settings")]
     for name, rest in re.findall(r"^\| `videofly ([a-z]+(?: [a-z]+)?)([^`]*)`", table, re.M):
         assert set(re.findall(r"--[a-z-]+", rest)) <= set(options[name]), name
+
+
+def test_every_job_is_there_and_no_other():
+    table = README[README.index("## What it does by itself") : README.index("## The data folder")]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", table, re.M)) == v.JOBS.keys()
+
+
+@pytest.mark.anyio
+async def test_every_metric_that_is_named_exists_and_every_other_is_named(app):
+    table = README[README.index("| `request_seconds`") : README.index("Nothing in them is about")]
+    named = {name.replace("…", "credits") for name in re.findall(r"`([a-z_…]+)`", table)}
+    schema = (v.FILES / "schema.sql").read_text()
+    words = ("used", "released", "expired", "refunded")  # names that the view puts together
+    there = {*re.findall(r"'videofly_(\w+[a-z])'", schema), *(f"credits_{word}_total" for word in words)}
+    there |= {name.removeprefix("videofly_") for name, *_ in v.measures(app)}
+    there |= {family.name.removeprefix("videofly_") for family in app.registry.collect()}
+    assert named - {"attention"} == there
+
+
+def test_every_yaml_can_be_read_and_every_alert_asks_for_what_there_is():
+    assert len([yaml.safe_load(text) for text in blocks("yaml")]) == 3
+    schema = (v.FILES / "schema.sql").read_text()
+    for rule in yaml.safe_load(block("yaml", "alert"))["groups"][0]["rules"]:
+        for name, job in re.findall(r'(videofly_\w+)\{name="(\w+)"', rule["expr"]):
+            assert name in schema and job in v.JOBS
+
+
+def test_compose_hands_on_settings_that_exist_and_secrets_that_it_has(tmp_path):
+    compose = yaml.safe_load(block("yaml", "services"))
+    service, secrets = compose["services"]["videofly"], compose["secrets"]
+    assert {*service["secrets"]} == {*secrets}
+    for name in secrets:
+        (tmp_path / name).write_text("creem_live" if name == "creem_api_key" else "s3cret")
+    given = service["environment"].items()
+    environ = {name: text.replace("/run/secrets", str(tmp_path)) for name, text in given}
+    assert v.read_settings(environ).env == "production"
+    catalogue = v.read_catalogue(v.FILES / "catalog.toml", {"local"})
+    known = {*v.Settings.__struct_encode_fields__, *(provider.key for provider in catalogue.providers)}
+    assert {name.removesuffix("_FILE") for name in environ} <= known
+    assert {text.rpartition("/")[2] for text in environ.values() if str(tmp_path) in text} == {*secrets}
 
 
 def test_it_is_tested_as_it_says():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -416,6 +417,106 @@ async def test_an_upload_that_is_cut_half_way_is_made_again(bucket, clock, provi
             [],
         )
         await books_are_right(app)
+
+
+# --- what is stored, and what the database speaks of
+
+
+class Later:
+    """The clock of the machine, two days ahead."""
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def time(self):
+        return time.time() + 2 * 86_400
+
+
+async def look_at_media(app):
+    found = await v.run_job(app, "media", at_once=True)
+    return found["files"], found["missing"], found["removed"], found["unknown"]
+
+
+async def put_at(app, *keys):
+    for key in keys:
+        await put(app, key)
+
+
+async def kept_and_deleted(app, client):
+    """(a video that is there, one that was deleted and whose files wait to be removed, an image)"""
+    kept, deleted = (await order(client))["videoUuid"], (await order(client))["videoUuid"]
+    await work(app)
+    await client.delete(f"/api/v1/video/{deleted}")
+    image = (await client.post("/api/v1/upload", files={"file": ("a.png", image_bytes())})).json()["data"]
+    return kept, deleted, image["key"]
+
+
+OTHERS = ["uploads/notes.png", "videos/notes.mp4", "videos/01a3185c-9650-7218-9163-7b5c2e9b1979/1.mp4"]
+
+
+async def both_sides_are_compared(app, client, stored, monkeypatch):
+    """In a folder, and in a bucket; stored() lists what is there."""
+    kept, deleted, image = await kept_and_deleted(app, client)
+    unmade = (await order(client))["videoUuid"]
+    ours = [image, *(f"videos/{id}/1.{ending}" for id in (kept, deleted) for ending in ("jpg", "mp4"))]
+    orphans = [f"videos/{kept}/2.mp4", f"videos/{deleted}/2.jpg", f"videos/{unmade}/1.jpg"]
+    await put_at(app, *orphans, *OTHERS, "elsewhere/1.mp4")
+    everything = stored()
+    assert await look_at_media(app) == (11, [], 0, 0)  # some may be of what is being stored
+    assert stored() == everything
+    with monkeypatch.context() as until_then:
+        until_then.setattr(v, "time", Later())
+        assert await look_at_media(app) == (11, [], 3, 3)
+        assert stored() == sorted([*ours, *OTHERS, "elsewhere/1.mp4"])
+        assert await look_at_media(app) == (8, [], 0, 3)
+        for key in (f"videos/{kept}/1.mp4", f"videos/{deleted}/1.mp4", image):
+            await app.storage.delete(key)
+        assert await look_at_media(app) == (5, sorted([f"videos/{kept}/1.mp4", image]), 0, 3)
+    assert await rows(app, "SELECT count(*) FROM videos") == [(3,)]
+    await books_are_right(app)
+
+
+async def test_a_folder_is_compared_with_the_database(client, app, ada, monkeypatch, caplog):
+    await both_sides_are_compared(app, client, lambda: files_in(app.storage.root), monkeypatch)
+    assert "media: 2 files are missing" in caplog.text
+
+
+async def test_a_bucket_is_compared_with_the_database(bucket, clock, provider, s3, monkeypatch):
+    async with opened(bucket, clock, provider) as app, client_of(app) as client:
+        client.headers.update((await person(app, "ada@example.com", credits=100)).headers)
+        await both_sides_are_compared(app, client, lambda: s3.keys(bucket.s3_bucket), monkeypatch)
+
+
+async def test_of_very_many_that_are_missing_a_hundred_are_named(app, ada):
+    def add(db):
+        for n in range(150):
+            v.insert(db, "uploads", key=f"uploads/{n:03}.png", user_id=ada.id, media_type="image/png",
+                     size_bytes=1, created_at=1)
+
+    await app.db.write(add)
+    files, missing, removed, unknown = await look_at_media(app)
+    assert (files, missing, removed, unknown) == (0, [f"uploads/{n:03}.png" for n in range(100)], 0, 0)
+
+
+async def test_an_upload_that_was_cut_off_is_given_up_after_a_day(bucket, clock, provider, s3, monkeypatch):
+    def unfinished():
+        return {(each.object_name, each.upload_id)
+                for each in s3.client._list_multipart_uploads(bucket.s3_bucket).uploads}
+
+    async with opened(bucket, clock, provider) as app:
+        await put(app)
+        begun = {(key, s3.client._create_multipart_upload(bucket.s3_bucket, key, {}))
+                 for key in ("videos/b/1.mp4", "videos/c/1.mp4")}
+        assert await look_at_media(app) == (1, [], 0, 0) and unfinished() == begun
+
+        class Tomorrow(datetime):
+            @classmethod
+            def now(cls, zone=None):
+                return datetime.now(zone) + timedelta(days=1, minutes=1)
+
+        monkeypatch.setattr(v, "datetime", Tomorrow)
+        assert await look_at_media(app) == (1, [], 0, 0) and unfinished() == set()
+        assert s3.keys(bucket.s3_bucket) == ["videos/a/1.mp4"]
 
 
 # --- a full disk

@@ -1,5 +1,7 @@
 // Every request the page makes.
 
+import { home } from "./home.js"
+
 export class Problem extends Error {
   constructor(status, { code = "", message = "", details = {} } = {}) {
     super(message)
@@ -14,7 +16,7 @@ export const api = {
 }
 
 async function send(method, path, body, headers = {}) {
-  const answer = await fetch(path, {
+  const answer = await fetch(home + path, {
     method,
     headers: body ? { "Content-Type": "application/json", ...headers } : headers,
     body: body && JSON.stringify(body),

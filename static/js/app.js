@@ -1,6 +1,7 @@
 // The pages, and how one gets to another.
 
 import { api, Problem } from "./api.js"
+import { home } from "./home.js"
 import { html, render } from "./html.js"
 import { setUp, signIn, signUp } from "./pages/access.js"
 import { account } from "./pages/account.js"
@@ -20,8 +21,9 @@ let acted // the promise of whether payments are acted out here
 // Whether to ask the server for the account at all: the cookie itself is hidden from scripts.
 const signedIn = () => localStorage.getItem("signed-in") === "yes"
 
-const here = () => location.pathname.replace(/(.)\/$/, "$1")
-const address = () => location.pathname + location.search + location.hash
+const pathOf = ({ pathname }) => pathname.slice(home.length).replace(/(.)\/$/, "$1") || "/"
+const here = () => pathOf(location)
+const address = () => here() + location.search + location.hash
 
 async function show() {
   const path = here()
@@ -48,7 +50,7 @@ function actedOut() {
 }
 
 function go(path, how = "pushState") {
-  history[how](null, "", path)
+  history[how](null, "", home + path)
   return show().then(() => how === "pushState" && main.focus())
 }
 
@@ -90,10 +92,10 @@ document.addEventListener("click", (event) => {
     event.preventDefault()
     main.focus()
   }
-  const ours = link && link.origin === location.origin && link.pathname in pages && !link.hash
+  const ours = link && link.origin === location.origin && pathOf(link) in pages && !link.hash
   if (!ours || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return
   event.preventDefault()
-  go(link.pathname)
+  go(pathOf(link))
 })
 addEventListener("popstate", show)
 addEventListener("pageshow", ({ persisted }) => persisted && show()) // back from paying elsewhere

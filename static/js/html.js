@@ -1,5 +1,7 @@
 // html`<p class=${name} @click=${act}>${text}</p>` makes DOM nodes.
-// A value becomes text, an attribute, a listener or child nodes: never markup.
+// A value becomes text, an attribute, a listener or child nodes: never markup.  Links begin where the server does.
+
+import { home } from "./home.js"
 
 const templates = new WeakMap()
 const HOLE = /^hole (\d+)$/
@@ -38,7 +40,7 @@ function compile(strings) {
   template.innerHTML = strings.reduce((markup, string, i) => {
     const insideTag = markup.lastIndexOf("<") > markup.lastIndexOf(">")
     return markup + (insideTag ? `"hole ${i - 1}"` : `<!--hole ${i - 1}-->`) + string
-  })
+  }).replaceAll(' href="/', ` href="${home}/`)
   return template
 }
 
@@ -48,7 +50,7 @@ function fill(node, name, match, values) {
   node.removeAttribute(name)
   if (name.startsWith("@")) node.addEventListener(name.slice(1), value)
   else if (value === true) node.setAttribute(name, "")
-  else if (value !== false && value != null) node.setAttribute(name, value)
+  else if (value !== false && value != null) node.setAttribute(name, name === "href" ? home + value : value)
 }
 
 function nodes(value) {

@@ -1,8 +1,10 @@
 // What the server tells by itself.
 
+import { home } from "./home.js"
+
 // A moment after each pause, or sooner: when something of that type happened.
 export async function* moments(type, pauses_s, signal) {
-  const source = new EventSource("/api/v1/video/events")
+  const source = new EventSource(`${home}/api/v1/video/events`)
   try {
     for (const pause of pauses_s) {
       await new Promise((resolve) => {

@@ -3,7 +3,8 @@
 import { api } from "../api.js"
 import { form, guarded } from "../form.js"
 import { html, render } from "../html.js"
-import { date, words } from "../words.js"
+import { number } from "../money.js"
+import { date, fill, words } from "../words.js"
 
 export async function account() {
   const [user, balance, keys] = await Promise.all([
@@ -11,9 +12,17 @@ export async function account() {
   return html`
     <div class="stack wide">
       <div><h1>${words.home}</h1><p class="hint">${user.email}</p></div>
+      ${endings({ creditsEnd: balance.expiringSoon, videosEnd: user.archivingSoon })}
       ${credits(balance)}
       ${keysOf(keys.keys)}
     </div>`
+}
+
+// What is about to go, a week before.
+function endings(numbers) {
+  const soon = Object.entries(numbers).filter(([, n]) => n > 0)
+  return soon.length > 0 && html`
+    <div class="banner stack" role="note">${soon.map(([name, n]) => html`<p>${fill(words[name], { n: number(n) })}</p>`)}</div>`
 }
 
 function credits(balance) {
