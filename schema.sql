@@ -315,12 +315,30 @@ CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT N
 CREATE INDEX videos_kept      ON videos (finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
--- With the names that people see.
+-- With the names that people see; and what it cost and why: each hold, the rows of the journal, the orders to providers.
 CREATE VIEW shown_videos AS
     SELECT *, id AS video_uuid, credits AS credits_used, cancelled_at AS cancel_requested_at,
            iif(error_code IS NULL, NULL, json_object('code', error_code, 'message', error_message)) AS error,
-           storage_key AS video_url, poster_key AS poster_url
-    FROM videos;
+           storage_key AS video_url, poster_key AS poster_url,
+           (SELECT coalesce(sum(credits), 0) FROM credit_holds WHERE video_id = v.id AND state = 'settled') AS credits_charged,
+           (SELECT json_group_array(json_object(
+                'attempt', attempt, 'credits', credits, 'state', state, 'catalogVersion', catalog_version,
+                'apiKeyId', api_key_id,
+                'createdAt', strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1000.0, 'unixepoch'),
+                'resolvedAt', strftime('%Y-%m-%dT%H:%M:%fZ', resolved_at / 1000.0, 'unixepoch'), 'draws', json(draws)))
+            FROM (SELECT * FROM shown_holds WHERE video_id = v.id ORDER BY attempt)) AS holds,
+           (SELECT json_group_array(json_object(
+                'id', id, 'kind', kind, 'packageId', package_id, 'credits', credits,
+                'createdAt', strftime('%Y-%m-%dT%H:%M:%fZ', created_at / 1000.0, 'unixepoch'), 'hash', hash))
+            FROM (SELECT * FROM video_transactions WHERE video_id = v.id ORDER BY id)) AS transactions,
+           (SELECT json_group_array(json_object(
+                'id', id, 'videoUuid', video_id, 'provider', provider, 'providerId', provider_id, 'state', state,
+                'cost', cost,
+                'beganAt', strftime('%Y-%m-%dT%H:%M:%fZ', began_at / 1000.0, 'unixepoch'),
+                'takenAt', strftime('%Y-%m-%dT%H:%M:%fZ', taken_at / 1000.0, 'unixepoch'),
+                'endedAt', strftime('%Y-%m-%dT%H:%M:%fZ', ended_at / 1000.0, 'unixepoch'), 'error', error))
+            FROM (SELECT * FROM shown_provider_jobs WHERE video_id = v.id ORDER BY id)) AS provider_jobs
+    FROM videos v;
 
 -- Every file that the database speaks of, and whether somebody still wants it.
 CREATE VIEW media AS
@@ -421,7 +439,6 @@ CREATE TABLE payment_events (
     mode             TEXT,                              -- prod; else nothing of it is real
     occurred_at      INTEGER NOT NULL,
     standing         TEXT,                              -- of the subscription, from then on
-    payment          TEXT,                              -- which payment it speaks of: 'tran:…', 'order:…', …
     is_sale          INTEGER NOT NULL CHECK (is_sale IN (0, 1)),    -- that something was paid for
     request_id       TEXT,
     checkout_id      TEXT,
@@ -437,10 +454,12 @@ CREATE TABLE payment_events (
     currency         TEXT,
     price            INTEGER CHECK (price >= 0),        -- cents, as the next three; what the product costs
     paid             INTEGER CHECK (paid >= 0),         -- with tax
-    back             INTEGER CHECK (back >= 0),         -- by this refund
+    back_told        INTEGER CHECK (back_told >= 0),    -- by this refund
     back_total       INTEGER CHECK (back_total >= 0),   -- by now
     refund_id        TEXT,
     -- What we made of it:
+    payment          TEXT,                              -- which payment it speaks of: 'tran:…', 'order:…', …
+    back             INTEGER CHECK (back >= 0),         -- back_told, of what tells of a refund first
     user_id          TEXT             REFERENCES users(id),
     product          TEXT,                              -- the catalogue's id
     credits          INTEGER CHECK (credits > 0),       -- of a sale: what the product gave when it was heard of
@@ -460,6 +479,27 @@ CREATE INDEX payment_events_by_user          ON payment_events (user_id, entitle
 CREATE INDEX payment_events_to_look_at       ON payment_events (id) WHERE state = 'attention';
 CREATE INDEX payment_events_to_forget        ON payment_events (received_at) WHERE body IS NOT NULL;
 
+-- By which its payment may be known, the best first.  A change of a subscription speaks of no payment.
+CREATE VIEW payment_names AS
+    SELECT e.id AS event_id, key AS rank, value AS name FROM payment_events e, json_each(json_array(
+        iif(subscription_id IS NULL, 'order:' || order_id, NULL),
+        iif(subscription_id IS NULL, 'checkout:' || checkout_id, NULL),
+        'tran:' || transaction_id,
+        iif(is_sale OR back_told > 0, 'period:' || subscription_id || ':' || period_start_at, NULL),
+        iif(is_sale, 'event:' || delivery_key, NULL)))
+    WHERE value IS NOT NULL AND (is_sale OR e.type NOT GLOB 'subscription.*');
+
+-- A payment keeps the name by which one of them was known first, and a refund counts once.
+CREATE TRIGGER payment_events_heard AFTER INSERT ON payment_events BEGIN
+    UPDATE payment_events SET payment = coalesce(
+        (SELECT payment FROM payment_events WHERE payment IN (SELECT name FROM payment_names WHERE event_id = NEW.id)
+            OR transaction_id = NEW.transaction_id AND payment IS NOT NULL ORDER BY id LIMIT 1),
+        (SELECT name FROM payment_names WHERE event_id = NEW.id ORDER BY rank LIMIT 1))
+    WHERE id = NEW.id AND EXISTS (SELECT 1 FROM payment_names WHERE event_id = NEW.id);
+    UPDATE payment_events SET back = back_told
+    WHERE id = NEW.id AND NOT EXISTS (SELECT 1 FROM payment_events WHERE refund_id = NEW.refund_id AND back IS NOT NULL);
+END;
+
 -- What became clear of one event is so of the others of the same payment, and whose it is of the same subscription.
 CREATE TRIGGER payment_events_agree AFTER UPDATE OF entitlement ON payment_events BEGIN
     UPDATE payment_events SET user_id = coalesce(user_id, NEW.user_id),
@@ -473,18 +513,32 @@ CREATE VIEW open_checkouts AS
     SELECT * FROM checkouts c
     WHERE checkout_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM payment_events WHERE request_id = c.id);
 
--- Whose an event may be, the best first.  A subscription and a payment stay whose they were; what is new belongs to
--- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
+-- Whose the subscription and the payment are of which an event tells.
 CREATE VIEW payment_owners AS
-    SELECT e.id AS event_id, 1 AS rank, o.user_id FROM payment_events e JOIN payment_events o USING (subscription_id)
+    SELECT e.id AS event_id, o.user_id FROM payment_events e JOIN payment_events o USING (subscription_id)
         WHERE o.user_id IS NOT NULL
-    UNION ALL SELECT e.id, 2, o.user_id FROM payment_events e JOIN payment_events o USING (payment)
-        WHERE o.user_id IS NOT NULL
-    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.id = e.request_id
-    UNION ALL SELECT e.id, 3, c.user_id FROM payment_events e JOIN checkouts c ON c.checkout_id = e.checkout_id
-    UNION ALL SELECT e.id, 4, u.id FROM payment_events e JOIN users u ON u.id = e.reference
-    UNION ALL SELECT e.id, 5, o.user_id FROM payment_events e JOIN payment_events o USING (customer_id)
-        WHERE o.user_id IS NOT NULL AND e.is_sale;
+    UNION ALL SELECT e.id, o.user_id FROM payment_events e JOIN payment_events o USING (payment)
+        WHERE o.user_id IS NOT NULL;
+
+-- Each event with what can be said of it by now: whose it is, the sale that its payment is known by, and whether it or
+-- another tells how much was paid back.  A subscription and a payment stay whose they were; what is new belongs to
+-- whom our own checkout names, then to whom its metadata name, then, if money came, to whom the customer is.
+CREATE VIEW known_events AS
+    SELECT e.id, e.type, e.mode, e.payment, e.is_sale, e.subscription_id, e.product_id, e.units, e.period_start_at,
+           coalesce(
+               e.user_id,
+               (SELECT user_id FROM payment_events WHERE subscription_id = e.subscription_id AND user_id IS NOT NULL),
+               (SELECT user_id FROM payment_events WHERE payment = e.payment AND user_id IS NOT NULL),
+               (SELECT user_id FROM checkouts WHERE id = e.request_id),
+               (SELECT user_id FROM checkouts WHERE checkout_id = e.checkout_id),
+               (SELECT id FROM users WHERE id = e.reference),
+               (SELECT user_id FROM payment_events WHERE customer_id = e.customer_id AND user_id IS NOT NULL AND e.is_sale)
+           ) AS user_id,
+           e.product, e.credits, e.promised, e.entitlement, s.entitlement AS sale, s.credits AS sale_credits,
+           coalesce(e.back > 0, 0) OR coalesce(e.back_total > 0, 0) OR EXISTS (
+               SELECT 1 FROM payment_events WHERE refund_id = e.refund_id AND back IS NOT NULL) AS tells_amount
+    FROM payment_events e LEFT JOIN payment_events s ON s.id = (
+        SELECT min(id) FROM payment_events WHERE payment = e.payment AND credits IS NOT NULL);
 
 -- What needs attention and may be solved by what became clear of an event: other news of the same purchase.
 CREATE VIEW payment_events_waiting AS

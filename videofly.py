@@ -599,23 +599,13 @@ Variable = Annotated[str, msgspec.Meta(pattern=r"^([A-Z][A-Z0-9_]*)?$")]  # whos
 Paths = tuple[str, ...]
 Checks = dict[str, tuple[Any, ...]]  # path: what stands there has to be one of these; of none, only be there
 Values = Mapping[str, Any]
-# What providers say, in our words (lower case, with underscores).
-STATES: dict[str, JobState] = {word: cast(JobState, state) for state, words in {
-    "queued": "queued queuing in_queue pending waiting starting submitted created not_start not_started "
-              "throttled scheduled",
-    "running": "running processing in_progress generating dreaming active started",
-    "succeeded": "succeeded success successful completed complete done finished ok true",
-    "failed": "failed fail failure error expired timeout rejected moderated content_moderated",
-    "canceled": "canceled cancelled aborted interrupted deleted",
-}.items() for word in words.split()}
+BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
+STATES: dict[str, JobState] = {word: state for state, words in BUILT_IN["states"].items() for word in words}
 VIDEO_NAME = re.compile(r"\.(mp4|webm|mov|mkv)$", re.I)
 MODERATION = re.compile(r"moderat|safety|policy|sensitive|nsfw|flagged|prohibited|filtered", re.I)
 HOW = {"as", "map", "default", "constant", "suffix", "times", "plus", "multiple"}  # a value is shaped
 SIGNED_FOR = 300  # seconds before and after its time that a signature is good
-# What a body may ask for with "$", beside what the model's `upstream` adds for the provider.
-VALUES = ("", "model", "prompt", "negative_prompt", "seconds", "ratio", "quality", "width", "height", "size",
-          "seed", "uuid", "image", "images", "image_file", "image_base64", "image_type", "uploaded",
-          "callback_url")
+VALUES = BUILT_IN["values"].keys()  # what a body may ask for with "$"
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -853,7 +843,6 @@ Ratio = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?:[1-9]\d?$")]
 Quality = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{2,3}p$")]
 ImageUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000, description="from POST /api/v1/upload")]
 UPLOAD_KEY = re.compile(r"uploads/[0-9a-f-]{36}\.(?:jpg|png|webp|gif)")
-BUILT_IN = tomllib.loads((FILES / "catalog.toml").read_text())
 
 class Price(Strict, frozen=True):
     base: Decimal
@@ -867,7 +856,7 @@ class Upstream(Strict, frozen=True):
     image_body: dict[str, Any] = {}  # instead, when there is an image
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(placeholders([self.body, self.image_body])) - set(VALUES)):
+        if unknown := sorted(set(placeholders([self.body, self.image_body])) - VALUES):
             raise ValueError(f"nothing gives {unknown[0]!r}")
 
 class Model(Strict, frozen=True):
@@ -947,7 +936,7 @@ def read_catalogue(path: Path, providers: set[str]) -> Catalogue:
 def with_templates(file: dict[str, Any]) -> dict[str, Any]:
     """Each provider with what it is `like`, from the file's own templates or the built-in ones."""
     known = BUILT_IN["templates"] | file.pop("templates", {})
-    for ours in ("creem", "litestream", "http"):  # in a copy they stand for nothing: it could be wrong
+    for ours in ("creem", "litestream", "http", "states", "values"):  # in a copy they stand for nothing
         file.pop(ours, None)
 
     def whole(part: dict[str, Any], depth: int = 0) -> dict[str, Any]:
@@ -962,15 +951,13 @@ def with_templates(file: dict[str, Any]) -> dict[str, Any]:
 def with_files(tree: Any, folder: Path) -> Any:
     """The same, where {"$file" = name, bind = {path = value}} is the workflow in a file, as ComfyUI's API
     wants it, with values in some places: by path, for in its text a quote could break out of its place."""
-    match tree:
-        case {"$file": str(name), **rest}:
-            return with_bindings(name, loads((folder / name).read_bytes()), rest.get("bind", {}))
-        case dict():
-            return {key: with_files(part, folder) for key, part in tree.items()}
-        case list():
-            return [with_files(part, folder) for part in tree]
-        case _:
-            return tree
+    if isinstance(tree, list):
+        return [with_files(part, folder) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if isinstance(name := tree.get("$file"), str):
+        return with_bindings(name, loads((folder / name).read_bytes()), tree.get("bind", {}))
+    return {key: with_files(part, folder) for key, part in tree.items()}
 
 def with_bindings(name: str, workflow: Any, bind: Any) -> Any:
     nodes = workflow.values() if isinstance(workflow, dict) else [None]
@@ -1016,14 +1003,12 @@ def price(model: Model, *, duration: int, quality: str) -> int:
     """What a video costs, in credits: the only place that knows."""
     return math.ceil((model.price.base + model.price.per_second * duration) * model.qualities[quality])
 
+# What a bad field of a body is refused with, where not Invalid.
+PROBLEMS = {"model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption,
+            "quality": InvalidOption, "productId": ProductNotFound}
+
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A body that somebody sends."""
-
-# What a field is refused with that is not right, where not with Invalid.
-FIELD_PROBLEMS: dict[str, type[Problem]] = {
-    "model": ModelNotFound, "duration": InvalidDuration, "aspectRatio": InvalidOption,
-    "quality": InvalidOption, "productId": ProductNotFound}
-
 class NewVideo(Input, frozen=True):
     """An order for a video.  What is left out, the model decides."""
     model: Annotated[str, msgspec.Meta(max_length=100)]
@@ -1068,7 +1053,7 @@ def choose(catalogue: Catalogue, wish: NewVideo, *, seed: int) -> Order:
 def offered(field: str, wanted: T | None, choices: list[T], unit: str = "") -> T:
     if wanted is not None and wanted not in choices:
         sentence = f"{field} must be one of {', '.join(map(str, choices))}{unit}."
-        raise FIELD_PROBLEMS[field](sentence, field=field, offered=choices)
+        raise PROBLEMS[field](sentence, field=field, offered=choices)
     return choices[0] if wanted is None else wanted
 
 def chosen_images(model: Model, wish: NewVideo) -> list[str]:
@@ -1353,7 +1338,7 @@ def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: 
         raise LinkExpired("There is an administrator already.")
     user = add_user(db, email=email, password_hash=password_hash, is_admin=True, rules=rules, now=now)
     if new_key:
-        add_key(db, user_id=user["id"], wish=KeyWish("set-up"), new_key=new_key, now=now)
+        add_key(db, user_id=user["id"], name="set-up", new_key=new_key, now=now)
     return user
 
 def begin_sign_in(db: Db, *, email: str, account: str, address: str, now: int) -> tuple[str, str | None]:
@@ -1388,10 +1373,9 @@ def find_operator(db: Db) -> Principal:
     oldest = "SELECT id AS user_id, is_admin FROM users WHERE is_admin = 1 ORDER BY created_at, id LIMIT 1"
     return one(db, Principal, oldest) or Principal(user_id="", is_admin=True)
 
-class KeyWish(Input, frozen=True):
-    name: Annotated[Name, _("to tell it from others")] = "API key"
-    credit_limit: Annotated[Credits, _("all it may ever spend")] | None = None
-    days: Annotated[Days, _("it ends after so many days")] | None = None
+KeyName = Annotated[Name, _("to tell it from others")]
+KeyLimit = Annotated[Credits, _("all it may ever spend")] | None
+KeyDays = Annotated[Days, _("it ends after so many days")] | None
 
 def api_key(body: str) -> str:
     """vf_, the body, and a checksum by which scanners and typing errors are told from keys."""
@@ -1400,16 +1384,16 @@ def api_key(body: str) -> str:
 def new_api_key() -> str:
     return api_key("".join(secrets.choice(BASE62) for _ in range(43)))  # 256 random bits
 
-def add_key(db: Db, *, user_id: str, wish: KeyWish, new_key: str, now: int,
-            api_key_id: str | None = None) -> KeyMade:
+def add_key(db: Db, *, name: KeyName = "API key", credit_limit: KeyLimit = None, days: KeyDays = None,
+            user_id: str, new_key: str, now: int, api_key_id: str | None = None) -> KeyMade:
     """Make an API key.  One that asks (api_key_id) cannot make keys: they would outlive its own end."""
     if api_key_id:
         raise Forbidden("An API key cannot make API keys; sign in.")
     if len(list_keys(db, user_id=user_id)["keys"]) >= KEYS_MAX:
         raise Invalid(f"You have {KEYS_MAX} keys; revoke one first.")
-    id, expires_at = new_id("key"), now + wish.days * DAY if wish.days else None
-    insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=wish.name, hint=new_key[-4:],
-           credit_limit=wish.credit_limit, created_at=now, expires_at=expires_at)
+    id, expires_at = new_id("key"), now + days * DAY if days else None
+    insert(db, "api_keys", id=id, user_id=user_id, digest=digest(new_key), name=name, hint=new_key[-4:],
+           credit_limit=credit_limit, created_at=now, expires_at=expires_at)
     return {"apiKey": new_key, "key": many(db, ApiKey, "FROM api_keys WHERE id = :id", id=id)[0]}
 
 def list_keys(db: Db, *, user_id: str) -> KeyList:
@@ -1433,14 +1417,12 @@ CREEM = BUILT_IN["creem"]  # how it is spoken: where the facts stand in what it 
 REFUNDS = ("refund", "dispute")
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
 ALL_OF_IT = 10**9  # cents; times the credits of a sale, SQLite can count it
-REAL = {None, "prod", "production", "live"}  # modes
-SALE = "SELECT entitlement, credits FROM payment_events WHERE payment = ? AND credits IS NOT NULL"
-REFUND_COUNTED = "SELECT 1 FROM payment_events WHERE refund_id = :refund_id AND back IS NOT NULL"
+ENTITLED = "SELECT due, had, steps, period_end_at FROM entitlements WHERE user_id = ? AND entitlement = ?"
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
 class PaymentEvent(msgspec.Struct, frozen=True):
-    """What was told, and what we made of it so far."""
+    """What was told, and what we made of it and of the others so far."""
     id: int
     type: str
     mode: str | None
@@ -1450,12 +1432,14 @@ class PaymentEvent(msgspec.Struct, frozen=True):
     product_id: str | None
     units: int
     period_start_at: int | None
-    refund_id: str | None
     user_id: str | None
     product: str | None
     credits: int | None
     promised: int | None
     entitlement: str | None
+    sale: str | None  # what its payment counts for, and how many credits that gave
+    sale_credits: int | None
+    tells_amount: bool  # how much was paid back
 
 class Shop(msgspec.Struct, frozen=True):
     """What the operator decided about selling."""
@@ -1507,14 +1491,13 @@ def read_event(body: bytes, *, now: int) -> dict[str, Any]:
     row: dict[str, Any] = {column: id_in(facts, *paths) for column, paths in CREEM["texts"].items()}
     row |= {column: moment_in(facts, *paths) for column, paths in CREEM["moments"].items()}
     row |= {column: cents_in(facts, *paths) for column, paths in CREEM["numbers"].items()}
-    row |= {
+    return row | {
         "delivery_key": id_in(envelope, "id") or f"digest:{digest(body.decode())}", "type": type,
         "occurred_at": moment_in(facts, f"{kind}.updated_at") or moment_in(envelope, "created_at") or now,
         "standing": "canceled" if standing == "cancelled" else standing,
         "units": row["units"] or 1, "paid": paid_in(facts), **refund_in(type, facts),
         "refund_id": id if kind in REFUNDS else None,
         "is_sale": is_sale(type, row["subscription_id"], facts)}
-    return row | {"payment": next(iter(names_of(row)), None)}
 
 def is_sale(type: str, subscription: str | None, facts: Any) -> bool:
     """Whether credits follow: from a pack's checkout and from each payment of a plan, from nothing else."""
@@ -1536,30 +1519,12 @@ def refund_in(type: str, facts: Any) -> dict[str, int | None]:
         gone = id_in(facts, "transaction.status") in CREEM["gone"]
         told = (cents_in(facts, path) for path in CREEM["back_total"])
         total = max(filter(None, told), default=ALL_OF_IT if gone and back is None else None)
-    return {"back": back, "back_total": total}
-
-def names_of(row: Mapping[str, Any]) -> list[str]:
-    """By which its payment is known, the best first.  A change of a subscription speaks of no payment."""
-    if row["type"].startswith("subscription.") and not row["is_sale"]:
-        return []
-    known = {"order": row["order_id"], "checkout": row["checkout_id"], "tran": row["transaction_id"]}
-    if subscription := row["subscription_id"]:
-        dated = row["period_start_at"] if row["is_sale"] or row["back"] else None
-        known = {"tran": row["transaction_id"], "period": dated and f"{subscription}:{dated}"}
-    names = [f"{kind}:{id}" for kind, id in known.items() if id]
-    return names or ([f"event:{row['delivery_key']}"] if row["is_sale"] else [])
+    return {"back_told": back, "back_total": total}
 
 def hear_event(db: Db, *, body: str, row: dict[str, Any], shop: Shop, now: int) -> None:
     """Keep what Creem told, and let the ledger follow; the second time changes nothing."""
-    known = value(db, """
-        SELECT payment FROM payment_events WHERE payment IN (SELECT value FROM json_each(:names))
-        OR (transaction_id = :transaction_id AND payment IS NOT NULL) ORDER BY id LIMIT 1
-    """, names=as_json(names_of(row)), transaction_id=row["transaction_id"])
-    counted = value(db, REFUND_COUNTED, refund_id=row["refund_id"])
-    ours = {"payment": row["payment"] and (known or row["payment"]), "back": None if counted else row["back"]}
-    id = insert(db, "payment_events", "ON CONFLICT (delivery_key) DO NOTHING",
-                **row | ours, body=body, received_at=now)
-    if id is not None:
+    once = "ON CONFLICT (delivery_key) DO NOTHING"
+    if (id := insert(db, "payment_events", once, **row, body=body, received_at=now)) is not None:
         apply_event(db, id=id, shop=shop, now=now)
 
 def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
@@ -1567,7 +1532,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     became clear by it may solve what others of the same purchase left open."""
     state, event = "applied", find_event(db, id=id)
     try:
-        if shop.only_real and event.mode not in REAL:
+        if shop.only_real and event.mode not in (None, *CREEM["real"]):
             state, effect = "ignored", f"It is of the mode {event.mode}, so nothing of it is real."
         else:
             effect = follow_payments(db, understand(db, event, shop), shop, now=now)
@@ -1581,37 +1546,36 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     return {"effect": effect}
 
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
-    found = one(db, PaymentEvent, "FROM payment_events WHERE id = :id", id=id)
+    found = one(db, PaymentEvent, "FROM known_events WHERE id = :id", id=id)
     return required(found, NotFound("There is no such event."))
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
-    owner = "SELECT user_id FROM payment_owners WHERE event_id = :id ORDER BY rank LIMIT 1"
-    user_id = event.user_id or value(db, owner, id=event.id)
     product = shop.catalogue.product(event.product or event.product_id)
-    entitlement, credits, promised = event.entitlement, event.credits, event.promised
+    entitlement, credits, promised = event.sale or event.entitlement, event.credits, event.promised
     if event.is_sale and credits is None:
-        entitlement, credits = sold(db, event, product, user_id)
+        entitlement, credits = sold(event, product)
     elif event.type.startswith(REFUNDS):
-        entitlement = refunded(db, event)
+        if not event.tells_amount:
+            raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
+        if event.sale is None:
+            raise Puzzle("The payment is not known that was paid back.")
     elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
         entitlement = f"{event.subscription_id}:{event.period_start_at}"
         promised = promised or product.credits
-    elif sale := db.execute(SALE, [event.payment]).fetchone():
-        entitlement = sale[0]
     run(db, """
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
-    """, user_id=user_id, product=event.product if event.credits else product and product.id,
+    """, user_id=event.user_id, product=event.product if event.credits else product and product.id,
         entitlement=entitlement, credits=credits, promised=promised, id=event.id)
     return find_event(db, id=event.id)
 
-def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str | None) -> tuple[str, int]:
+def sold(event: PaymentEvent, product: Pack | Plan | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
-    if user_id is None:
+    if event.user_id is None:
         raise Puzzle("Nobody is known who has paid this.")
-    if known := db.execute(SALE, [event.payment]).fetchone():
-        return cast(tuple[str, int], known)
+    if event.sale and event.sale_credits:
+        return event.sale, event.sale_credits
     if product is None:
         raise Puzzle(f"Product {event.product_id} is not in the catalogue.")
     if isinstance(product, Plan) != (event.subscription_id is not None):
@@ -1622,30 +1586,17 @@ def sold(db: Db, event: PaymentEvent, product: Pack | Plan | None, user_id: str 
         raise Puzzle(f"{event.units} units are more than can be right.")
     return str(event.payment), credits
 
-def refunded(db: Db, event: PaymentEvent) -> str:
-    """What the payment counted for that was paid back.  Raises Puzzle."""
-    amount = "SELECT 1 FROM payment_events WHERE id = :id AND (back > 0 OR back_total > 0)"
-    if not (value(db, amount, id=event.id) or value(db, REFUND_COUNTED, refund_id=event.refund_id)):
-        raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
-    if (sale := db.execute(SALE, [event.payment]).fetchone()) is None:
-        raise Puzzle("The payment is not known that was paid back.")
-    return str(sale[0])
-
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
     if not (event.entitlement and event.user_id):
         return "Noted."
     mine = {"user_id": event.user_id, "entitlement": event.entitlement}
-    paid_for, had, steps, period_end_at = db.execute("""
-        SELECT due, had, steps, period_end_at FROM entitlements
-        WHERE user_id = :user_id AND entitlement = :entitlement
-    """, mine).fetchone()
+    paid_for, had, steps, period_end_at = db.execute(ENTITLED, [*mine.values()]).fetchone()
     if paid_for > had:
         ref = event.payment or f"change:{event.entitlement}:{event.product}"
         granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
                         source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
-                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now),
-                        now=now)
+                        credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now), now=now)
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
@@ -1727,9 +1678,8 @@ def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> 
             "upgradePolicy": shop.policy, "subscription": last_subscription(db, user_id=user_id),
             "payments": many(db, Purchase, payments, id=user_id), "invoices": "/api/v1/billing/portal"}
 
-class Assignment(Input, frozen=True):
-    email: Annotated[str, _("whose it is", max_length=254)]
-    product: Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None = None
+Owner = Annotated[str, _("whose it is", max_length=254)]
+Bought = Annotated[str, _("what was bought, where that is unclear", max_length=100)] | None
 
 def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     """What a replay would do; nothing is changed."""
@@ -1739,17 +1689,17 @@ def try_event(db: Db, *, id: str, shop: Shop, now: int) -> Effect:
     finally:
         db.execute("ROLLBACK TO trial")
 
-def assign_event(db: Db, *, id: str, wish: Assignment, shop: Shop, now: int) -> Effect:
+def assign_event(db: Db, *, id: str, email: Owner, product: Bought = None, shop: Shop, now: int) -> Effect:
     """Say whose an event is that nobody could tell, and let follow what follows.  Raises AlreadyFinished:
     what was applied, and a subscription or payment that is somebody's, stays theirs."""
-    user_id, event = get_user(db, email=wish.email)["id"], find_event(db, id=id)
-    if wish.product and shop.catalogue.product(wish.product) is None:
+    user_id, event = get_user(db, email=email)["id"], find_event(db, id=id)
+    if product and shop.catalogue.product(product) is None:
         raise ProductNotFound
     if not run(db, """
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
         WHERE id = :id AND state = 'attention' AND NOT EXISTS (
-            SELECT 1 FROM payment_owners WHERE event_id = :id AND rank <= 2 AND user_id <> :user_id)
-    """, user_id=user_id, product=wish.product, id=event.id):
+            SELECT 1 FROM payment_owners WHERE event_id = :id AND user_id <> :user_id)
+    """, user_id=user_id, product=product, id=event.id):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
 
@@ -2048,14 +1998,7 @@ def quote_video(db: Db, *, user_id: str, wish: NewVideo, catalogue: Catalogue, n
 
 def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     """What a video cost and why: each hold with the packages it drew, and the rows of the journal."""
-    video = get_video(db, user_id=user_id, id=id)
-    holds = many(db, Hold, "FROM shown_holds WHERE video_id = :id ORDER BY attempt", id=id)
-    rows = many(db, JournalRow, "FROM video_transactions WHERE video_id = :id ORDER BY id", id=id)
-    jobs = many(db, ProviderJob, "FROM shown_provider_jobs WHERE video_id = :id ORDER BY id", id=id)
-    charged = sum(hold["credits"] for hold in holds if hold["state"] == "settled")
-    return {"videoUuid": id, "status": video["status"], "model": video["model"], "holds": holds,
-            "duration": video["duration"], "quality": video["quality"], "creditsCharged": charged,
-            "error": video["error"], "transactions": rows, "providerJobs": jobs}
+    return find_own(db, as_=Receipt, user_id=user_id, id=id)
 
 # ---------------------------------------------------------------------------
 # 10  Media
@@ -2422,10 +2365,8 @@ async def capped(answer: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     """The bytes as they are sent: to unpack them here could make millions of a few."""
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise httpx.DecodingError("It came packed, which was not asked for.", request=answer.request)
-    size = 0
     async for chunk in answer.aiter_raw(1 << 20):
-        size += len(chunk)
-        if size > limit:
+        if answer.num_bytes_downloaded > limit:
             raise httpx.DecodingError(f"It is larger than {limit >> 20} MiB.", request=answer.request)
         yield chunk
 
@@ -2644,12 +2585,10 @@ class HttpProvider(Provider):
         # It lets one provider speak of one attempt at one video, without end, for queues may be long.
         token = sign(self.secret, "callback", name, job.id, job.attempt)
         back = f"{ours}/api/v1/video/callback/{name}?job={job.id}&attempt={job.attempt}&token={token}"
-        values = {
-            "model": (job.images and upstream.image_model) or upstream.model, "prompt": job.prompt,
-            "negative_prompt": job.negative_prompt, "seconds": job.duration, "ratio": job.aspect_ratio,
-            "quality": job.quality, "width": width, "height": height, "size": f"{width}x{height}",
-            "seed": job.seed, "uuid": job.id, "callback_url": ours and back,
-        }
+        values = msgspec.structs.asdict(job) | {
+            "model": (job.images and upstream.image_model) or upstream.model, "seconds": job.duration,
+            "ratio": job.aspect_ratio, "width": width, "height": height, "size": f"{width}x{height}",
+            "uuid": job.id, "callback_url": ours and back}
         for key in job.images:  # one at most
             values |= await self.image_values(key)
             if self.template.upload:
@@ -2863,10 +2802,9 @@ def is_signed_by_creem(headers: Mapping[str, str], body: bytes, secret: str, now
     """By either of the two ways in which Creem signs (https://docs.creem.io/code/webhooks)."""
     given = headers.get("creem-signature") or headers.get("x-creem-signature") or ""
     right = hmac.digest(secret.encode(), body, "sha256").hex()
-    if hmac.compare_digest(given.strip().removeprefix("sha256=").lower().encode(), right.encode()):
-        return True
-    with contextlib.suppress(ValueError):  # a secret that this way cannot use
-        return is_signed_by("standard", headers, body, [secret], now)
+    signed = hmac.compare_digest(given.strip().removeprefix("sha256=").lower().encode(), right.encode())
+    with contextlib.suppress(ValueError):  # a secret that the other way cannot use
+        return signed or is_signed_by("standard", headers, body, [secret], now)
     return False
 
 def sign_return(query: str, key: str) -> str:
@@ -3619,7 +3557,7 @@ class Request(litestar.Request[Principal, Any, State]):
                 reason += f"; the fields are {', '.join(kind.__struct_encode_fields__)}"
             if not (name := re.split(r"[.\[`]", path)[0]):
                 raise Invalid(f"{reason}.") from None
-            raise FIELD_PROBLEMS.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
+            raise PROBLEMS.get(name, Invalid)(f"{name}: {reason}.", field=name) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Invalid(f"The body is not JSON: {error}.") from None
 
@@ -4128,8 +4066,10 @@ def deduct_credits(db: Db, *, email: Email, credits: Credits, note: Note = "", n
     deduct(db, user_id=user_id, credits=credits, note=note, now=now)
     return balance(db, user_id=user_id, now=now)
 
-def add_key_for(db: Db, *, email: Email, wish: KeyWish, new_key: str, now: int) -> KeyMade:
-    return add_key(db, user_id=get_user(db, email=email)["id"], wish=wish, new_key=new_key, now=now)
+def add_key_for(db: Db, *, email: Email, name: KeyName = "API key", credit_limit: KeyLimit = None,
+                days: KeyDays = None, new_key: str, now: int) -> KeyMade:
+    return add_key(db, user_id=get_user(db, email=email)["id"], name=name, credit_limit=credit_limit,
+                   days=days, new_key=new_key, now=now)
 
 def add_invite(db: Db, *, days: Days = 7, new_code: str, base: str, now: int) -> Invited:
     insert(db, "invites", digest=digest(new_code), created_at=now, expires_at=now + days * DAY)

@@ -98,7 +98,7 @@ async def a_person(app, n):
         expires_at=None,
         now=app.now(),
     )
-    await app.db.write(v.add_key, user_id=user["id"], wish=v.KeyWish(), new_key=key, now=app.now())
+    await app.db.write(v.add_key, user_id=user["id"], new_key=key, now=app.now())
     return user["id"], key
 
 

@@ -206,7 +206,7 @@ async def person(app, email, *, credits=0, is_admin=False, expires_at=None):
         v.add_user, email=email, password_hash=None, is_admin=is_admin, rules=rules, now=app.now()
     )
     key = v.new_api_key()
-    await app.db.write(v.add_key, user_id=user["id"], wish=v.KeyWish(), new_key=key, now=app.now())
+    await app.db.write(v.add_key, user_id=user["id"], new_key=key, now=app.now())
     if credits:
         await app.db.write(
             v.grant,

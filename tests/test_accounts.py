@@ -755,9 +755,9 @@ async def test_an_administrator_makes_accounts_and_resets_passwords(app, visitor
 
 async def test_a_key_with_a_limit_or_an_end_cannot_administer(app, visitor):
     root = await person(app, "root@example.com", is_admin=True)
-    for bounded in (v.KeyWish(credit_limit=5), v.KeyWish(days=1)):
+    for bounded in ({"credit_limit": 5}, {"days": 1}):
         key = v.new_api_key()
-        await app.db.write(v.add_key, user_id=root.id, wish=bounded, new_key=key, now=app.now())
+        await app.db.write(v.add_key, user_id=root.id, new_key=key, now=app.now(), **bounded)
         wish, headers = {"email": root.email, "credits": 50}, {"Authorization": f"Bearer {key}"}
         answer = await visitor.post("/api/v1/admin/credits/grant", json=wish, headers=headers)
         assert error_of(answer) == (403, "E4011")

@@ -193,7 +193,7 @@ class Client:
         await self.app.db.write(v.grant, user_id=user["id"], credits=30, trans_type="ORDER_PAY",
                                 source_ref="order-1", note="", expires_at=None, now=self.app.now())
         self.key = v.new_api_key()
-        await self.app.db.write(v.add_key, user_id=user["id"], wish=v.KeyWish(), new_key=self.key,
+        await self.app.db.write(v.add_key, user_id=user["id"], new_key=self.key,
                                 now=self.app.now())
 
     async def ask(self, method, path, **words):

@@ -266,6 +266,12 @@ def test_partial_refunds_end_at_the_whole(db):
     assert credits(db) == (0, 0)
 
 
+def test_a_refund_counts_once_however_often_it_is_told(db):
+    alone = {"object__transaction__refunded_amount": None}  # without what was paid back in all
+    hear(db, PACK, *(body("refund.created.partial.onetime", id=f"evt_{n}", **alone) for n in (1, 2)))
+    assert (credits(db), states(db)) == ((187, 0), ["applied"] * 3)
+
+
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
 def test_a_refund_may_come_before_its_payment(db, order):
     events = [PACK, body("refund.created.partial.onetime"), body("alias.payment.completed")]
@@ -517,12 +523,11 @@ def test_what_is_of_somebodys_subscription_cannot_be_assigned_to_another(db, wis
     unknown = {"object__product__id": "prod_new", "object__last_transaction_id": "tran_new"}
     hear(db, *SUBSCRIBED, body("subscription.paid.renewal", **unknown))
     assert states(db)[-1] == "attention"
-    to_bob = v.Assignment("usr_bob@example.test", **wish)
+    to_bob, to_mira = {"email": "usr_bob@example.test", **wish}, {"email": "usr_mira@example.test"}
     with pytest.raises(v.AlreadyFinished):
-        v.assign_event(db, id="4", wish=to_bob, shop=SHOP, now=NOW)
-    to_mira = v.Assignment("usr_mira@example.test", product="pro")
+        v.assign_event(db, id="4", **to_bob, shop=SHOP, now=NOW)
     with db:
-        found = v.assign_event(db, id="4", wish=to_mira, shop=SHOP, now=NOW)
+        found = v.assign_event(db, id="4", **to_mira, product="pro", shop=SHOP, now=NOW)
     assert found == {"effect": "960 credits granted."}
     hear(db, body("subscription.paid.renewal", id="evt_more"))
     assert (credits(db), credits(db, "usr_bob")) == ((1920, 0), (0, 0))

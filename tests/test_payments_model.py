@@ -278,8 +278,8 @@ class Payments(RuleBasedStateMachine):
         """Operators find out who it is, if there is anybody."""
         who = self.books.owners.setdefault(purchase, self.buyers.get(purchase, who))
         with db:
-            wish = v.Assignment(f"{who}@example.test")
-            v.assign_event(db, id=str(id), wish=wish, shop=self.shop, now=self.now)
+            email = f"{who}@example.test"
+            v.assign_event(db, id=str(id), email=email, shop=self.shop, now=self.now)
 
     # --- what people do at Creem
 

@@ -36,8 +36,8 @@ def fill(db):
     user = v.add_user(db, email="ada@example.com", password_hash=None, is_admin=True, rules=RULES, now=1_000)
     v.grant(db, user_id=user["id"], credits=100, trans_type="ORDER_PAY", source_ref="order-1",
             note="two films", expires_at=None, now=1_000)
-    wish, new_key = v.KeyWish(credit_limit=500), v.new_api_key()
-    key_id = v.add_key(db, user_id=user["id"], wish=wish, new_key=new_key, now=1_000)["key"]["id"]
+    made = v.add_key(db, user_id=user["id"], credit_limit=500, new_key=v.new_api_key(), now=1_000)
+    key_id = made["key"]["id"]
     v.add_upload(db, user_id=user["id"], key="uploads/a.png", media_type="image/png", size_bytes=1, now=1_000)
     v.admit(db, act=lambda db: user, session_digest=v.digest("session"), now=1_000)
     pay(db, user["id"])

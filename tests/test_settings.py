@@ -32,7 +32,7 @@ def test_every_setting_is_read_from_its_variable():
     special = {"signup": "closed", "public_url": "http://x", "s3_endpoint": "https://x",
                "s3_public_url": "https://y", "admin_email": "a@b.c", "admin_password": "correct horse",
                "env": "production", "creem_api_key": "creem_x", "creem_moderation": "off",
-               "upgrade_policy": "immediate", "log": "text"}
+               "upgrade_policy": "immediate", "log": "text", "litestream": "on"}
     fields = {field.name: field.default for field in msgspec.structs.fields(v.Settings)}
     wanted = {name: special.get(name, other[type(default).__name__]) for name, default in fields.items()}
     environ = {v.variable(name): str(value) for name, value in wanted.items()}
