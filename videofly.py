@@ -440,7 +440,7 @@ def reshape(db: Db, model: Db, version: int) -> None:
     """Make every table, index, trigger and view what it is in the model.  Rows stay: columns of the same name
     are copied, new ones hold their default, and what the model does not have is gone."""
     has, wants = ({name: (type, sql) for type, name, sql in each.execute(
-        "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*'")}
+        "SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT GLOB '*lite*_*'")}
         for each in (db, model))
     old = [name for name, (type, sql) in has.items() if type == "table" and wants.get(name) != (type, sql)]
     # Within the transaction they mean nothing; without the second, renaming would change who refers to whom.
@@ -2988,7 +2988,8 @@ def go_under_litestream(settings: Settings) -> None:
                 done = subprocess.run(  # noqa: S603
                     line, executable=program, env=environ, capture_output=True, text=True)
                 if done.returncode:
-                    raise Refused(f"VIDEOFLY_LITESTREAM: {done.stderr.strip().splitlines()[-1]}")
+                    said = [f"it ended with {done.returncode}", *done.stderr.strip().splitlines()]
+                    raise Refused(f"VIDEOFLY_LITESTREAM: {said[-1]}")
                 restore(data, part)
             number.write_text(str(newest + 1))
     child = shlex.join([sys.executable, *sys.argv])
@@ -3378,14 +3379,18 @@ def thinned(names: Iterable[str]) -> set[str]:
     return {*names} - kept
 
 async def ask_replica(app: App) -> None:
-    """Have Litestream bring all that was committed until now to the bucket, and note when that was."""
-    now, data = app.now(), app.settings.data
+    """Again and again: have Litestream bring all that was committed to the bucket, and note when that was."""
+    data = app.settings.data
     line = httpx.AsyncHTTPTransport(uds=f"{data}/litestream/socket", verify=False)
     wish = {"path": f"{data}/videofly.db", "wait": True, "timeout": 30}
-    with contextlib.suppress(httpx.HTTPError):
+    with contextlib.suppress(asyncio.CancelledError):  # at the scheduler's end
         async with httpx.AsyncClient(transport=line, base_url="http://litestream", timeout=60) as client:
-            if (await client.post("/sync", json=wish)).is_success:
-                app.replicated_at = now
+            while True:
+                now = app.now()
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.post("/sync", json=wish)).is_success:
+                        app.replicated_at = now
+                await asyncio.sleep(REPLICA_PAUSE_S)
 
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
 JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
@@ -4389,7 +4394,7 @@ async def serve_until_stopped(settings: Settings) -> None:
                 signal.SIGUSR1, scheduler.add_job, run_job, None, [app, "backup"], {"at_once": True})
             if settings.litestream == "on":
                 await app.db.write(run, sql=LEAVE_CHECKPOINTS)
-                scheduler.add_job(ask_replica, "interval", [app], seconds=REPLICA_PAUSE_S)
+                scheduler.add_job(ask_replica, args=[app])
             config = uvicorn.Config(http(app), lifespan="off", log_config=None, access_log=False,
                                     server_header=False, forwarded_allow_ips=settings.trusted_proxies,
                                     timeout_keep_alive=75, timeout_graceful_shutdown=10)
@@ -4442,13 +4447,13 @@ def write_log(form: str) -> None:
 def start(work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **environ: str) -> T:
     """Run a command; of what it was refused click makes one line."""
     write_log("text")
-    os.umask(0o077)
     return uvloop.run(work(read_settings(os.environ | environ), *args))
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=[
     click.Group("user", help="Accounts."), click.Group("key", help="API keys.")])
 def main() -> None:
     """VideoFly: a whole AI-video business in one process and one SQLite file."""
+    os.umask(0o077)
 
 @main.command()
 @click.option("--host", "VIDEOFLY_HOST", help="Address to listen on.")
@@ -4457,7 +4462,8 @@ def serve(**named: str | int | None) -> None:
     """Run the server."""
     given = {name: str(value) for name, value in named.items() if value}
     settings = read_settings(os.environ | given)
-    if settings.litestream == "on" and "LITESTREAM_CONFIG" not in os.environ:
+    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
+    if settings.litestream == "on" and not is_child:
         go_under_litestream(settings)
     start(serve_until_stopped, **given)
 
