@@ -111,7 +111,8 @@ T = TypeVar("T")
 # One line a setting.  Its variable is VIDEOFLY_<NAME>, except where operators know another name already.
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
 
-SERVER, EMAIL, CREEM_KEY = r"^(https?://[^/]+)?$", r"^([^@\s]+@[^@\s]+)?$", r"^(creem_\S+)?$"
+SERVER, HOME = r"^(https?://[^/]+)?$", r"^(https?://[^/?#]+(/[^?#]*[^/?#])?)?$"
+EMAIL, CREEM_KEY = r"^([^@\s]+@[^@\s]+)?$", r"^(creem_\S+)?$"
 UpgradePolicy = Literal["next_cycle", "immediate"]
 TOGETHER = (("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
             ("VIDEOFLY_ADMIN_EMAIL", "VIDEOFLY_ADMIN_PASSWORD"))  # all of them, or none
@@ -130,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=variable):
     env: Annotated[Literal["test", "production"], _("production: only real money counts")] = "test"
     host: Annotated[str, _("address to listen on")] = "127.0.0.1"
     port: Annotated[int, _("port to listen on", ge=1, le=65535)] = 8000
-    public_url: Annotated[str, _("https://host that people use; empty: as requests say", pattern=SERVER)] = ""
+    public_url: Annotated[str, _("https://host/path people use; empty: as requests say", pattern=HOME)] = ""
     trusted_proxies: Annotated[str, _("whose X-Forwarded-* are believed, comma-separated")] = "127.0.0.1"
     catalog: Annotated[str, _("path of catalog.toml; empty: the data folder's, else the built-in")] = ""
     signup: Annotated[Literal["open", "invite", "closed"], _("who may sign up")] = "open"
@@ -2855,6 +2856,7 @@ class App:
         self.breakers = defaultdict[str, Breaker](Breaker)  # by provider
         self.working: dict[str, asyncio.Task[None]] = {}  # video id: the step that is being taken
         self.storing = asyncio.Semaphore(STORES_AT_ONCE)
+        self.examining = asyncio.Semaphore(1)  # an image that takes 160 MB while it is looked at
         self.replicated_at = self.now()  # what is older is in the replica, if there is to be one
         self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
         self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
@@ -3541,6 +3543,10 @@ class Request(litestar.Request[Principal, Any, State]):
         """Where people reach this server, for links."""
         return self.parts.settings.public_url or str(self.base_url).rstrip("/")
 
+    def at(self, address: Any) -> str:
+        """An address elsewhere, or a path of ours."""
+        return urljoin(f"{self.base}/", str(address).lstrip("/"))
+
     @property
     def cookie_name(self) -> str:
         return "__Host-videofly" if self.base.startswith("https:") else "videofly"
@@ -3710,11 +3716,11 @@ async def order_video(request: Request, key: Once = None, prefer: Prefer = None,
                       wish: NewVideo) -> Response[Answer[Video]]:
     """The video as it was ordered, or, with Prefer: wait=N (RFC 7240), as it became in so many seconds."""
     app, id = request.parts, new_uuid(request.parts.now())
-    if free_mb(app) < app.settings.disk_low_mb:
-        raise DiskFull("The disk is almost full: nothing new is made until there is room.")
     order = choose(app.catalogue, wish, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
     answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
+    if not answered and free_mb(app) < app.settings.disk_low_mb:
+        raise DiskFull("The disk is almost full: nothing new is made until there is room.")
     moderation_id = None if answered else await moderate(app, wish)
     stored = await request.write_once(request_video, key, wish, id=id, order=order, timeout=minutes * MINUTE,
                                       moderation_id=moderation_id)
@@ -3807,7 +3813,9 @@ async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Uplo
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
     if len(content := await data["file"].read()) > UPLOAD_MAX:
         raise TooLarge("An image may have 10 MB at most.")
-    app, (media_type, ending) = request.parts, await asyncio.to_thread(examine_image, content)
+    app = request.parts
+    async with app.examining:
+        media_type, ending = await asyncio.to_thread(examine_image, content)
     key = f"uploads/{new_uuid(app.now())}.{ending}"
     part = app.temporary / key.replace("/", "-")
     try:
@@ -3939,7 +3947,7 @@ async def check_out(request: Request, key: Once = None, *, creem: Creem | Sandbo
         answer = await creem.call("POST /v1/checkouts", **fill(CREEM["checkout"], {
             **checkout, "at_creem": product.at_creem, "discount_code": wish.discount_code,
             "base": request.base, "email": user["email"]}))
-        url = urljoin(request.base, str(answer.get("checkout_url")))
+        url = request.at(answer.get("checkout_url"))
         if not is_sandbox and not re.match(r"https://([a-z0-9-]+\.)*creem\.io/", url):
             raise PaymentsFailed("Creem sent no address of its own to pay at.")
         await app.db.write(run, sql=MARK_CHECKOUT, id=checkout["id"], checkout_id=answer.get("id"), url=url)
@@ -3950,7 +3958,7 @@ async def open_portal(request: Request, *, creem: Creem | Sandbox) -> Link:
     bought = (await request.read(billing))["payments"]
     customer_id = required(next((one["customerId"] for one in bought), None), NoSubscription())
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
-    return {"url": urljoin(request.base, str(answer.get("customer_portal_link")))}
+    return {"url": request.at(answer.get("customer_portal_link"))}
 
 async def change_subscription(request: Request, act: FromPath[Literal["cancel", "resume", "upgrade"]],
                               *, creem: Creem | Sandbox, mode: Mode = "scheduled",
@@ -4034,7 +4042,7 @@ async def pay_in_sandbox(request: Request, id: str, *, acted: Sandbox, number: T
     if luck:
         raise CardDeclined(luck)
     await acted.pay(checkout, (await request.read(get_user))["email"])
-    query = f"request_id={checkout['id']}&product_id={quote(checkout['product'])}"
+    query = f"request_id={id}&order_id=ord_{id[4:]}&product_id={quote(checkout['product'])}"
     return {"url": f"{request.base}/credits?{query}&signature={sign_return(query, acted.key)}"}
 
 async def act_in_sandbox(request: Request, *, acted: Sandbox, act: Literal["renew", "refund", "dispute"],
@@ -4266,7 +4274,8 @@ PAGES = ["/", "/set-up", "/sign-in", "/sign-up", "/credits", "/sandbox", "/sandb
 
 @get([*PAGES, "/docs"], include_in_schema=False)
 async def show_page(request: Request) -> Response[str]:
-    text, kind = (DOCS, "docs") if request.url.path.startswith("/docs") else (PAGE, "page")
+    text, kind = (DOCS, "docs") if request.scope["path"].startswith("/docs") else (PAGE, "page")
+    text = text.replace('="/', f'="{request.scope["root_path"]}/')
     return Response(text, media_type=MediaType.HTML, headers=SHOWN_WITH[kind])
 
 @get(["/up", "/healthz", "/readyz"], include_in_schema=False)
@@ -4285,7 +4294,7 @@ async def show_health(request: Request) -> dict[str, str]:
 async def show_metrics(request: Request) -> Response[bytes]:
     """Numbers for Prometheus: for this machine, or for whoever has the VIDEOFLY_METRICS_TOKEN."""
     app, host = request.parts, request.client.host if request.client else ""
-    if app.settings.metrics_token or not host.startswith(("127.", "::1")):
+    if app.settings.metrics_token or "x-forwarded-for" in request.headers or host not in ("127.0.0.1", "::1"):
         only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
     found = [*families([*measures(app), *await app.db.read(rows, sql="metrics")]), *app.registry.collect()]
     text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
@@ -4328,6 +4337,9 @@ class Site(Litestar):
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
         REQUEST_ID.set(id)
+        path, below = scope["path"], urlsplit(app.settings.public_url).path
+        if below and path.startswith(f"{below}/"):  # as a proxy that keeps paths sends it
+            scope |= {"path": path.removeprefix(below), "root_path": below}
 
         async def answer(message: Any) -> None:
             nonlocal status
@@ -4355,6 +4367,7 @@ def http(app: App) -> Site:
         exception_handlers=dict.fromkeys([Problem, HTTPException, Exception], answer_failure),
         openapi_config=openapi.OpenAPIConfig(
             title="VideoFly", version="1", path="/openapi.json", render_plugins=[Document(path="/")],
+            servers=[openapi.spec.Server(urlsplit(app.settings.public_url).path or "/")],
             description="A prompt becomes a stored video. Send an API key as `Authorization: Bearer vf_…`.",
             components=openapi.spec.Components(
                 security_schemes={"key": openapi.spec.SecurityScheme(type="http", scheme="bearer")})))

@@ -220,6 +220,35 @@ def test_signing_out_and_in_again(visit):
     expect(page.get_by_text("again@example.com")).to_be_visible()
 
 
+def test_below_a_path_that_a_proxy_keeps_everything_is_the_same(visit, tmp_path):
+    server = Server(tmp_path / "data")
+    server.environ["VIDEOFLY_PUBLIC_URL"] = f"{server.url}/our/films"
+    server.start()
+    try:
+        window = visit(server)
+        page = window.page
+        page.goto(set_up_link(server))
+        fill_in(page, EMAIL, PASSWORD, "Make the account")
+        expect(page).to_have_url(f"{server.url}/our/films/")
+        page.get_by_role("link", name="Credits").click()
+        expect(page).to_have_url(f"{server.url}/our/films/credits")
+        page.reload()
+        page.get_by_role("button", name=re.compile("^Buy .*")).first.click()
+        expect(page).to_have_url(re.compile(f"{server.url}/our/films/sandbox/checkout#chk_"))
+        page.get_by_label("Number of the test card").fill("4242 4242 4242 4242")
+        page.get_by_role("button", name=re.compile("^Pay ")).click()
+        expect(page.get_by_role("status").first).to_contain_text("your credits are here")
+        assert page.url.startswith(f"{server.url}/our/films/credits")
+        page.get_by_role("link", name="API docs").click()
+        expect(page.get_by_text("/api/v1/video/generate").first).to_be_visible()
+        page.get_by_role("link", name="VideoFly").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Your account")
+        assert server.command("generate", "fox", "--duration", "2", "--out", str(tmp_path / "a.mp4"))
+        assert (tmp_path / "a.mp4").stat().st_size > 1000  # its link leads there too
+    finally:
+        assert server.stop() == 0
+
+
 def test_what_ends_within_a_week_is_said_in_both_languages(visit, tmp_path):
     server = Server(tmp_path / "data", VIDEO_COMPLETED_DAYS="1").start()
     try:

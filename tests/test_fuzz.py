@@ -52,7 +52,7 @@ def running(tmp_path_factory):
 def anonymous():
     """A client of an app without parts: it has its document and its pages, and that is all."""
     requests = v.prometheus.Histogram("requests", "Answers", ("method", "path", "status"), registry=None)
-    parts = types.SimpleNamespace(creem=None, requests=requests)
+    parts = types.SimpleNamespace(creem=None, requests=requests, settings=v.Settings())
     return httpx.AsyncClient(transport=httpx.ASGITransport(v.http(parts)), base_url="http://test")
 
 

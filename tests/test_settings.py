@@ -48,7 +48,8 @@ def test_known_variables_keep_their_names():
 @pytest.mark.parametrize(("name", "text"), [
     ("VIDEOFLY_PORT", "eighty"), ("VIDEOFLY_PORT", "0"), ("VIDEOFLY_PORT", "65536"), ("VIDEOFLY_PORT", ""),
     ("VIDEOFLY_PORT", "80.5"), ("VIDEOFLY_SIGNUP", "maybe"), ("VIDEOFLY_SIGNUP", ""),
-    ("VIDEOFLY_PUBLIC_URL", "example.com"), ("VIDEOFLY_PUBLIC_URL", "https://example.com/path"),
+    ("VIDEOFLY_PUBLIC_URL", "example.com"), ("VIDEOFLY_PUBLIC_URL", "https://example.com/path/"),
+    ("VIDEOFLY_PUBLIC_URL", "https://a.test/?b"),
     ("VIDEOFLY_LINK_MINUTES", "0"), ("VIDEOFLY_LINK_MINUTES", "1e9"), ("VIDEO_MAX_CONCURRENT", "-1"),
     ("VIDEO_TIMEOUT_MINUTES", "0"), ("S3_ENDPOINT", "minio:9000"), ("S3_PUBLIC_URL", "ftp://x"),
     ("VIDEOFLY_ENV", "live"), ("UPGRADE_POLICY", "never"), ("CREEM_MODERATION", ""),
