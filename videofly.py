@@ -4294,7 +4294,8 @@ async def show_health(request: Request) -> dict[str, str]:
 async def show_metrics(request: Request) -> Response[bytes]:
     """Numbers for Prometheus: for this machine, or for whoever has the VIDEOFLY_METRICS_TOKEN."""
     app, host = request.parts, request.client.host if request.client else ""
-    if app.settings.metrics_token or "x-forwarded-for" in request.headers or host not in ("127.0.0.1", "::1"):
+    is_here = host.startswith(("127.", "::1")) and "x-forwarded-for" not in request.headers
+    if app.settings.metrics_token or not is_here:
         only_with(request, app.settings.metrics_token, "VIDEOFLY_METRICS_TOKEN")
     found = [*families([*measures(app), *await app.db.read(rows, sql="metrics")]), *app.registry.collect()]
     text = prometheus.generate_latest(cast(Any, types.SimpleNamespace(collect=lambda: found)))
