@@ -2139,8 +2139,9 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
 
 class FolderStorage:
     """Files in a folder, behind links signed by ourselves."""
-    def __init__(self, root: Path, secret: str, link_minutes: int) -> None:
-        self.root, self.secret, self.life = root, secret, link_minutes * MINUTE
+    def __init__(self, settings: Settings) -> None:
+        self.root, self.life = Path(settings.data) / "media", settings.link_minutes * MINUTE
+        self.secret = read_secret(Path(settings.data) / "secret")
 
     async def put(self, key: str, file: Path, media_type: str) -> None:
         """Take the file.  Raises StorageFailed, and then it can be put again."""
@@ -2217,7 +2218,6 @@ class BucketStorage:
     """Files in an S3 bucket, behind presigned links."""
     def __init__(self, settings: Settings) -> None:
         import minio  # takes 0.2 s, and most installations keep files in the folder
-
         self.bucket, self.life = settings.s3_bucket, timedelta(minutes=settings.link_minutes)
         retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
         http = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
@@ -2283,10 +2283,7 @@ def read_secret(path: Path) -> str:
     return path.read_text().strip()
 
 def storage_of(settings: Settings) -> Storage:
-    if settings.s3_endpoint:
-        return BucketStorage(settings)
-    secret = read_secret(Path(settings.data) / "secret")
-    return FolderStorage(Path(settings.data) / "media", secret, settings.link_minutes)
+    return BucketStorage(settings) if settings.s3_endpoint else FolderStorage(settings)
 
 # ---------------------------------------------------------------------------
 # 13  Outside
@@ -2906,17 +2903,16 @@ def own(data: Path, settings: Settings) -> Iterator[None]:
             try_folder(folder)
     except OSError as error:
         raise Refused(f"VIDEOFLY_DATA: {folder} cannot be written: {error.strerror}.") from None
-    with (data / "lock").open("a+") as file:
-        file.seek(0)
+    with (data / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            there = file.read().strip()
+            there = (data / "lock").read_text().strip()
             raise AlreadyRunning(f"A server is running on this data folder already, at {there}") from None
-        file.truncate()
+        file.truncate(0)
         print(local_url(settings), file=file, flush=True)
         for leftover in (data / "temporary").iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
 
 def local_url(settings: Settings) -> str:
@@ -3196,9 +3192,9 @@ async def store(app: App, provider: Provider, job: Job) -> None:
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     """Afterwards no temporary file is left: a full disk needs the room to say that it is full."""
     assert job.ref is not None and job.original_url is not None
-    file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     keys = stored_keys(job.id, job.attempt)
-    try:
+    with tempfile.TemporaryDirectory(dir=app.temporary, ignore_cleanup_errors=True) as folder:
+        file, poster = (Path(folder) / name for name in ("video.mp4", "poster.jpg"))
         with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
@@ -3208,9 +3204,6 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         if not await app.write(complete, job=job, stored=keys | media):
             for key in keys.values():
                 await app.storage.delete(key)
-    finally:
-        file.unlink(missing_ok=True)
-        poster.unlink(missing_ok=True)
 
 def stored_keys(id: str, attempt: int) -> dict[str, str]:
     """Where a video and its poster lie in storage."""
@@ -3366,8 +3359,7 @@ async def back_up(app: App) -> dict[str, Any]:
     for name in thinned([file.name for file in folder.glob("????-*Z.db")]):
         (folder / name).unlink()
         (folder / name).with_suffix(".media").unlink(missing_ok=True)
-        if isinstance(app.storage, BucketStorage):
-            await app.storage.delete(f"backups/{name}")
+        await app.storage.delete(f"backups/{name}")
     return {"file": str(target.absolute()), "transactions": proof["transactions"], "head": proof["headHash"]}
 
 def thinned(names: Iterable[str]) -> set[str]:
