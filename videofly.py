@@ -15,16 +15,15 @@ the network: they are functions of a connection and of what they are told, and a
      7  Accounts        people, sessions, API keys, invitations                 (pure)
      8  Payments        what Creem told, and what follows from it for credits    (pure)
      9  Videos          the life of one video, in transactions                  (pure)
-    10  Media           is this a picture, is that a video, what does it show
-    11  Preview         a moving picture computed from a prompt
-    12  Storage         a folder, or a bucket
-    13  Outside         requests to addresses that others gave us
-    14  Providers       who makes videos
-    15  Billing         calls to Creem, and a sandbox in its place
-    16  App             the one object that holds the running parts: opened in order, closed in reverse
-    17  Work            what is done while nobody asks
-    18  HTTP            what the world sees
-    19  Command line
+    10  Pictures        is this a picture, is that a video, what does it show; and previews
+    11  Storage         a folder, or a bucket
+    12  Outside         requests to addresses that others gave us
+    13  Providers       who makes videos
+    14  Billing         calls to Creem, and a sandbox in its place
+    15  App             the one object that holds the running parts: opened in order, closed in reverse
+    16  Work            what is done while nobody asks
+    17  HTTP            what the world sees
+    18  Command line
 """
 
 import asyncio
@@ -2001,7 +2000,7 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     return find_own(db, as_=Receipt, user_id=user_id, id=id)
 
 # ---------------------------------------------------------------------------
-# 10  Media
+# 10  Pictures
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
 
@@ -2037,53 +2036,45 @@ def open_still(content: bytes, enough: int) -> Image.Image:
         ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
         return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
 
-Film = tuple[av.container.InputContainer, av.VideoStream, av.VideoFrame, float]
-
-@contextlib.contextmanager
-def open_video(path: Path) -> Iterator[Film]:
-    """A file opened by a demuxer of moving pictures only, its first stream that is a video rather than cover
-    art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
+def examine_video(path: Path, poster: Path) -> dict[str, int]:
+    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
+    it, as a JPEG of 640 pixels at most.  Only demuxers of moving pictures are asked.  Raises NotAVideo."""
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-            art = av.stream.Disposition.attached_pic
+            art = av.stream.Disposition.attached_pic  # a cover is no video
             films = (one for one in container.streams.video if not one.disposition & art)
-            if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
+            if not ((stream := next(films, None)) and (frame := next(container.decode(stream), None))):
                 raise NotAVideo("it has no moving picture in it")
+            measured = {"width": frame.width, "height": frame.height, "size_bytes": path.stat().st_size}
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
             if not (seconds := seconds or (container.duration or 0) / av.time_base):
                 raise NotAVideo("it does not say how long it is")
-            yield container, stream, first, seconds
+            check_end(container, stream, seconds)
+            with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched has a first frame
+                container.seek(int(seconds / 3 * av.time_base))
+                later = (one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3)
+                frame = next(later, frame)
+            picture = frame.to_image()  # type: ignore[no-untyped-call]
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
-
-def examine_video(path: Path, poster: Path) -> dict[str, int]:
-    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
-    it, as a JPEG of 640 pixels at most.  Raises NotAVideo."""
-    with open_video(path) as (container, stream, frame, seconds):
-        measured = {"width": frame.width, "height": frame.height, "duration_ms": round(seconds * 1000)}
-        # The last packets are read: a download that was cut short opens and plays, but stops early.
-        container.seek(max(0, int((seconds - 0.1) * av.time_base)))
-        end = 0.0
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise NotAVideo("it is damaged")
-            if packet.pts is not None and packet.time_base:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if end < seconds - 1:
-            raise NotAVideo("it ends too early")
-        with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched still has a first frame
-            container.seek(int(seconds / 3 * av.time_base))
-            frame = next((one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3), frame)
-        picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
     picture.save(poster, "JPEG", quality=82, progressive=True)
-    return measured | {"size_bytes": path.stat().st_size}
+    return measured | {"duration_ms": round(seconds * 1000)}
 
-# ---------------------------------------------------------------------------
-# 11  Preview
-# ---------------------------------------------------------------------------
-# A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
-# in the picture and in the file that no AI made it.
+def check_end(container: av.container.InputContainer, stream: av.VideoStream, seconds: float) -> None:
+    """Read the last packets: a download that was cut short opens and plays, but stops early."""
+    end = 0.0
+    container.seek(max(0, int((seconds - 0.1) * av.time_base)))
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise NotAVideo("it is damaged")
+        if packet.pts is not None and packet.time_base:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if end < seconds - 1:
+        raise NotAVideo("it ends too early")
+
+# A preview depends on a prompt and a seed and on nothing else, for trying things out.  It says in the picture
+# and in the file that no AI made it.
 
 FPS = 24
 ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": "48", "colorspace": "smpte170m"}
@@ -2133,7 +2124,7 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
         raise
 
 # ---------------------------------------------------------------------------
-# 12  Storage
+# 11  Storage
 # ---------------------------------------------------------------------------
 # Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
 
@@ -2286,7 +2277,7 @@ def storage_of(settings: Settings) -> Storage:
     return BucketStorage(settings) if settings.s3_endpoint else FolderStorage(settings)
 
 # ---------------------------------------------------------------------------
-# 13  Outside
+# 12  Outside
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
@@ -2385,7 +2376,7 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
     raise NotAVideo("it is behind too many redirects")
 
 # ---------------------------------------------------------------------------
-# 14  Providers
+# 13  Providers
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
 
@@ -2698,7 +2689,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
     return round(half * across / least) * 2, round(half * down / least) * 2
 
 # ---------------------------------------------------------------------------
-# 15  Billing
+# 14  Billing
 # ---------------------------------------------------------------------------
 # Who takes the money: Creem, or the sandbox, which acts Creem out on this machine and tells of everything by
 # the same webhooks.
@@ -2810,7 +2801,7 @@ def sign_return(query: str, key: str) -> str:
     return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
 
 # ---------------------------------------------------------------------------
-# 16  App
+# 15  App
 # ---------------------------------------------------------------------------
 
 FAILURES_MAX, BREAK = 5, MINUTE
@@ -3040,7 +3031,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         yield app
 
 # ---------------------------------------------------------------------------
-# 17  Work
+# 16  Work
 # ---------------------------------------------------------------------------
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
@@ -3482,7 +3473,7 @@ async def watch(app: App) -> None:
             faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
-# 18  HTTP
+# 17  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, the others a function
 # whose request comes first; parameters say what is asked for, and what is returned is the answer.  Without
@@ -4355,7 +4346,7 @@ def http(app: App) -> Site:
     return site
 
 # ---------------------------------------------------------------------------
-# 19  Command line
+# 18  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
