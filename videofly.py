@@ -3046,7 +3046,9 @@ WAL_MAX_MB = 1024
 REPLICA_PAUSE_S = 3  # between questions whether all that was committed is in the bucket
 PATIENCE_S = 5  # with the writer, before it counts as stuck
 STOPPING_S = 5  # what running steps are given to come to an end
+BACKUP = "%Y-%m-%dT%H%M%SZ.db"  # the name of one, by its time
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
+Sign = TypedDict("Sign", {"what": str, "ok": bool, "detail": str})
 
 async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
     """Take every step that is due, as often as there is one, for as long as the app runs."""
@@ -3309,8 +3311,6 @@ async def look_at_media(app: App) -> dict[str, Any]:
         await app.storage.delete(key)
     if isinstance(app.storage, BucketStorage):
         await app.storage.end_uploads(datetime.now(UTC) - timedelta(days=1))
-    if missing:
-        log.error("media: %s files are missing, %s the first", len(missing), missing[0])
     return {"files": len(stored), "missing": missing[:100], "removed": len(orphans),
             "unknown": len(strange) - len(orphans)}
 
@@ -3318,13 +3318,6 @@ async def prune(app: App) -> None:
     """Delete what has had its time, and warn of what soon will have."""
     await app.write(run, sql=TICK, kept=app.settings.video_completed_days * DAY)
     await asyncio.to_thread(remove_renders, Path(app.settings.data))
-
-async def audit_books(app: App) -> dict[str, Any]:
-    if faults := (await app.db.read(audit))["faults"]:
-        log.error("the books are wrong: %s", "; ".join(faults))
-    return {"faults": faults}
-
-BACKUP = "%Y-%m-%dT%H%M%SZ.db"  # the name of one, by its time
 
 async def back_up(app: App) -> dict[str, Any]:
     """Copy the database, and prove that the copy opens and its books are right: only then it counts.  It goes
@@ -3376,13 +3369,13 @@ async def ask_replica(app: App) -> None:
                 await asyncio.sleep(REPLICA_PAUSE_S)
 
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
-JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
+JOBS: dict[str, tuple[str, Callable[[App], Awaitable[Mapping[str, Any] | None]]]] = {
     "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
     "reconcile": ("30 2 * * *", reconcile),
     "cleanup-videos": ("0 3 * * sun", lambda app: in_parts(
         app, archive_videos, "deletedFailed archivedCompleted",
         failed=app.settings.video_failed_days * DAY, completed=app.settings.video_completed_days * DAY)),
-    "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
+    "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", lambda app: app.db.read(audit)),
     "media": ("30 4 * * *", look_at_media),
     "tidy": ("45 4 * * *", lambda app: app.db.tidy(CHECKPOINT if app.settings.litestream == "off" else "")),
     "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
@@ -3395,7 +3388,10 @@ async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, An
     if not await app.write(claim_job, name=name, next_at=next_at, at_once=at_once):
         return None
     try:
-        result, due_at = await act(app) or {}, next_at
+        result, due_at = dict(await act(app) or {}), next_at
+        for what in ("faults", "missing"):
+            if found := result.get(what):
+                log.error("job %s: %s %s, %s the first", name, len(found), what, found[0])
     except Exception as failure:
         log.error("job %s: %s", name, failure, exc_info=not isinstance(failure, Problem))
         result = {"error": str(failure) or type(failure).__name__}
@@ -3416,8 +3412,7 @@ def remove_renders(data: Path) -> None:
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     await app.db.write(run, sql=FREE_JOBS)
-    defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
-    scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
+    scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"misfire_grace_time": None})  # better late
     scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)
     scheduler.add_job(watch, "interval", [app], next_run_time=datetime.now(UTC), seconds=10)
     scheduler.add_job(unknown_products, args=[app])
@@ -3430,11 +3425,8 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
         faulthandler.cancel_dump_traceback_later()  # now that nobody puts it off any more
-        steps = asyncio.gather(*app.working.values(), return_exceptions=True)
-        with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
-            await asyncio.wait_for(steps, STOPPING_S)
-
-Sign = TypedDict("Sign", {"what": str, "ok": bool, "detail": str})
+        with anyio.move_on_after(STOPPING_S):  # what is cut off is taken again after the next start
+            await asyncio.gather(*app.working.values(), return_exceptions=True)
 
 def free_mb(app: App) -> int:
     return shutil.disk_usage(app.settings.data).free >> 20
