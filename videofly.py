@@ -3432,8 +3432,7 @@ def free_mb(app: App) -> int:
     return shutil.disk_usage(app.settings.data).free >> 20
 
 def size_of(app: App, name: str) -> int:
-    file = Path(app.settings.data) / name
-    return file.stat().st_size if file.exists() else 0
+    return sum(file.stat().st_size for file in Path(app.settings.data).glob(name))
 
 def sign_of(what: str, fine: Any, detail: str) -> Sign:
     return {"what": what, "ok": bool(fine), "detail": detail}
@@ -3447,14 +3446,11 @@ async def vital_signs(app: App) -> list[Sign]:
     with anyio.move_on_after(PATIENCE_S) as waiting:
         await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
-    stuck = waiting.cancelled_caught
-    signs = [sign_of_worker(app), sign_of("writer", not stuck, f"{app.db.waiting} transactions wait"),
-             sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+             sign_of("writer", not waiting.cancelled_caught, f"{app.db.waiting} transactions wait"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
-    last = await app.db.read(rows, sql="job_health")
-    return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
-                            trouble or str(moment(at)))
-                    for name, at, trouble in last if name in ("audit", "backup")]
+    last = await app.db.read(rows, sql="vital_jobs")
+    return signs + [sign_of(what, app.now() - well_at < 2 * DAY, detail) for what, well_at, detail in last]
 
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
