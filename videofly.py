@@ -198,7 +198,7 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
 # A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
 # that is raised is a bug and answers E5007 with the id under which it was logged.
 
-class Problem(Exception):
+class Problem(click.ClickException):
     status: ClassVar[int]
     code: ClassVar[str]
 
@@ -206,8 +206,8 @@ class Problem(Exception):
         cls.status, cls.code = n, code
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
-        self.message, self.details = message or str(self.__doc__), details
-        super().__init__(self.message)
+        super().__init__(message or str(self.__doc__))
+        self.details = details
 
 class InsufficientCredits(Problem, n=402, code="E4001"):  """Not enough credits."""
 class ModelNotFound(Problem, n=400, code="E4002"):        """There is no such model."""
@@ -500,7 +500,7 @@ def snake_case(name: str) -> str:
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
     return next(iter(many(db, as_, sql, **params)), None)
 
-def required(found: T | None, problem: Problem) -> T:
+def required(found: T | None, problem: click.ClickException) -> T:
     """What was found, or the problem that it was not."""
     if found is None:
         raise problem
@@ -4447,7 +4447,7 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
                                default=defaults.get(name), help=about.get("description"))
 
-def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> click.Command:
+def operation(words: str, help: str, line: str, show: Callable[[Any], str], *more: click.Option) -> None:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
     line = line.replace(" ", " /api/v1/admin/")
 
@@ -4458,9 +4458,7 @@ def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> c
 
     group, _, name = words.rpartition(" ")
     home = cast(click.Group, main.commands[group]) if group else main
-    command = click.Command(name, callback=run_command, help=help, params=[*parameters(BODIES.get(line))])
-    home.add_command(command)
-    return command
+    home.command(name, help=help, params=[*parameters(BODIES.get(line)), *more])(run_command)
 
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
@@ -4473,14 +4471,6 @@ def show_checks(found: Any) -> str:
     return "\n".join(
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
 
-operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
-operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
-          show_account)
-operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
-operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
-operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
-check = operation("check", "Look at everything the server stands on.", "GET check", show_checks)
-
 def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     """Let a start of this version happen to a copy."""
     if wanted:
@@ -4491,8 +4481,15 @@ def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> N
         click.echo("The database can be upgraded, and its books are right.")
         context.exit()
 
-check.params.append(click.Option(["--upgrade"], is_flag=True, callback=rehearse, expose_value=False,
-                                 help="Only see, on a copy, whether this version can upgrade."))
+operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
+operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
+          show_account)
+operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
+operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
+operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
+operation("check", "Look at everything the server stands on.", "GET check", show_checks,
+          click.Option(["--upgrade"], is_flag=True, callback=rehearse, expose_value=False,
+                       help="Only see, on a copy, whether this version can upgrade."))
 
 @main.command("backup")
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
@@ -4509,9 +4506,8 @@ def restore_command(file: str) -> None:
 
 async def bring_back(settings: Settings, file: str) -> None:
     with own(data := Path(settings.data), settings):
-        source = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
-        if source is None:
-            raise Refused("There is no backup.")
+        found = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
+        source = required(found, Refused("There is no backup."))
         click.echo(f"{source} is restored. What was there is in {restore(data, source)}.")
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])
