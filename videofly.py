@@ -2816,7 +2816,6 @@ class AlreadyRunning(Refused):
     """Another server has the data folder; in its lock stands where that listens."""
 class Breaker:
     """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
-
     failures, until_at = 0, 0
 
     def admits(self, now: int) -> bool:
@@ -2845,15 +2844,13 @@ class App:
         self.storing = asyncio.Semaphore(STORES_AT_ONCE)
         self.replicated_at = self.now()  # what is older is in the replica, if there is to be one
         self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
-        self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
-        self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
+        self.hashers, self.hashing = anyio.CapacityLimiter(2), asyncio.Semaphore(HASHES_WAITING_MAX)
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
         self.registry = prometheus.CollectorRegistry()
-        timed = functools.partial(
-            prometheus.Histogram, namespace="videofly", unit="seconds", registry=self.registry)
-        self.requests = timed("request", "Answers, by address", ("method", "path", "status"))
-        self.steps = timed("step", "What the worker does for videos, by status", ("status", "provider"))
+        timed = functools.partial(prometheus.Histogram, registry=self.registry)
+        self.requests = timed("videofly_request_seconds", "Answers, by address", ("method", "path", "status"))
+        self.steps = timed("videofly_step_seconds", "What the worker does for videos", ("status", "provider"))
         db.on_news = self.hear
 
     def now(self) -> int:
@@ -2883,7 +2880,7 @@ class App:
         if self.hashing.locked():
             raise Busy
         async with self.hashing:
-            return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
+            return await anyio.to_thread.run_sync(fn, *args, limiter=self.hashers)
 
 @contextlib.contextmanager
 def own(data: Path, settings: Settings) -> Iterator[None]:
@@ -3019,7 +3016,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         if isinstance(creem, Creem):
             stack.push_async_callback(creem.close)
         app = App(settings, catalogue, db, storage, secret, providers, creem, clock)
-        stack.callback(app.hashers.shutdown)
         if email := settings.admin_email:
             password_hash = await app.hash(HASHER.hash, settings.admin_password)
             with contextlib.suppress(EmailTaken):
@@ -3143,10 +3139,9 @@ async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
     kind = Moderated if refusal.moderated else ProviderFailed
     offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
-    await app.write(
-        pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
-        problem=kind(str(refusal)), again=refusal.again,
-        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))
+    providers = offered_by if job.provider in offered_by else [job.provider, *offered_by]
+    await app.write(pass_on, job=job, providers=providers, problem=kind(str(refusal)), again=refusal.again,
+                    due_at=app.now() + max(back_off(job.tries), refusal.after_ms))
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
     """Ask the provider how the video stands, having told it if nobody wants it any more."""
@@ -3163,7 +3158,6 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
 async def store(app: App, provider: Provider, job: Job) -> None:
     """Bring the provider's result into storage, and complete the video.  Where the result is gone, its
     address is asked for once more: some providers give a new one for as long as they have the job."""
-    assert job.ref is not None
     try:
         await bring_into_storage(app, provider, job)
         return
@@ -3171,9 +3165,8 @@ async def store(app: App, provider: Provider, job: Job) -> None:
         problem: Problem = ProviderFailed(f"The provider sent no video: {failure}.")
     except OriginalExpired as failure:
         problem = failure
-        snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("missing")
-        if snapshot.url is not None:
-            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
+        if job.ref and job.tries == 0 and (found := await provider.fetch(job.ref)).url:
+            await app.write(mark_uploading, job=job, original_url=found.url, until_at=found.until_at)
             return
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
@@ -3330,9 +3323,8 @@ async def back_up(app: App) -> dict[str, Any]:
     proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
         prove(db), dict(rows(db, "table_rows")), [key for key, is_wanted in rows(db, "media") if is_wanted]))
     after = await app.db.read(rows, sql="table_rows")
-    wrong = proof["faults"] + [f"the number of {name}" for name, most in after
-                               if not before[name] <= copied[name] <= most]
-    if wrong:
+    if wrong := proof["faults"] + [f"the number of {name}" for name, most in after
+                                   if not before[name] <= copied[name] <= most]:
         raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
     target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(media)))
     await on_thread(None, move_durably, part, target)
