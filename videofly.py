@@ -3229,8 +3229,7 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
 async def hear(app: App, event: bytes | Mapping[str, Any]) -> None:
     """Take what Creem told, or answered, which is as good."""
     body = event if isinstance(event, bytes) else msgspec.json.encode(event)
-    row = read_event(body, now=app.now())
-    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+    await app.write(hear_event, body=body.decode(), row=read_event(body, now=app.now()), shop=app.shop)
 
 async def hear_checkout(app: App, creem: Creem, id: str) -> None:
     """Ask how a checkout went."""
