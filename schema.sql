@@ -664,6 +664,12 @@ CREATE VIEW job_health AS
            coalesce(result ->> '$.error', result ->> '$.faults[0]', result ->> '$.missing[0]') AS trouble
     FROM jobs;
 
+-- Those that the server cannot do without; well_at is 0 where there is trouble.
+CREATE VIEW vital_jobs AS
+    SELECT 'last ' || name AS what, iif(trouble IS NULL, well_at, 0) AS well_at,
+           coalesce(trouble, datetime(well_at / 1000, 'unixepoch') || '+00:00') AS detail
+    FROM job_health WHERE name IN ('audit', 'backup');
+
 ---------------------------------------------------------------------------------------- events --
 
 -- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it

@@ -15,16 +15,15 @@ the network: they are functions of a connection and of what they are told, and a
      7  Accounts        people, sessions, API keys, invitations                 (pure)
      8  Payments        what Creem told, and what follows from it for credits    (pure)
      9  Videos          the life of one video, in transactions                  (pure)
-    10  Media           is this a picture, is that a video, what does it show
-    11  Preview         a moving picture computed from a prompt
-    12  Storage         a folder, or a bucket
-    13  Outside         requests to addresses that others gave us
-    14  Providers       who makes videos
-    15  Billing         calls to Creem, and a sandbox in its place
-    16  App             the one object that holds the running parts: opened in order, closed in reverse
-    17  Work            what is done while nobody asks
-    18  HTTP            what the world sees
-    19  Command line
+    10  Pictures        is this a picture, is that a video, what does it show; and previews
+    11  Storage         a folder, or a bucket
+    12  Outside         requests to addresses that others gave us
+    13  Providers       who makes videos
+    14  Billing         calls to Creem, and a sandbox in its place
+    15  App             the one object that holds the running parts: opened in order, closed in reverse
+    16  Work            what is done while nobody asks
+    17  HTTP            what the world sees
+    18  Command line
 """
 
 import asyncio
@@ -200,7 +199,7 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
 # A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
 # that is raised is a bug and answers E5007 with the id under which it was logged.
 
-class Problem(Exception):
+class Problem(click.ClickException):
     status: ClassVar[int]
     code: ClassVar[str]
 
@@ -208,8 +207,8 @@ class Problem(Exception):
         cls.status, cls.code = n, code
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
-        self.message, self.details = message or str(self.__doc__), details
-        super().__init__(self.message)
+        super().__init__(message or str(self.__doc__))
+        self.details = details
 
 class InsufficientCredits(Problem, n=402, code="E4001"):  """Not enough credits."""
 class ModelNotFound(Problem, n=400, code="E4002"):        """There is no such model."""
@@ -502,7 +501,7 @@ def snake_case(name: str) -> str:
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
     return next(iter(many(db, as_, sql, **params)), None)
 
-def required(found: T | None, problem: Problem) -> T:
+def required(found: T | None, problem: click.ClickException) -> T:
     """What was found, or the problem that it was not."""
     if found is None:
         raise problem
@@ -2002,7 +2001,7 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     return find_own(db, as_=Receipt, user_id=user_id, id=id)
 
 # ---------------------------------------------------------------------------
-# 10  Media
+# 10  Pictures
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
 
@@ -2038,53 +2037,45 @@ def open_still(content: bytes, enough: int) -> Image.Image:
         ground = Image.new("RGBA", upright.size, (16, 16, 20, 255))
         return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB")
 
-Film = tuple[av.container.InputContainer, av.VideoStream, av.VideoFrame, float]
-
-@contextlib.contextmanager
-def open_video(path: Path) -> Iterator[Film]:
-    """A file opened by a demuxer of moving pictures only, its first stream that is a video rather than cover
-    art, the first frame and the seconds.  Raises NotAVideo, also for whatever goes wrong while it is used."""
+def examine_video(path: Path, poster: Path) -> dict[str, int]:
+    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
+    it, as a JPEG of 640 pixels at most.  Only demuxers of moving pictures are asked.  Raises NotAVideo."""
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}) as container:
-            art = av.stream.Disposition.attached_pic
+            art = av.stream.Disposition.attached_pic  # a cover is no video
             films = (one for one in container.streams.video if not one.disposition & art)
-            if not ((stream := next(films, None)) and (first := next(container.decode(stream), None))):
+            if not ((stream := next(films, None)) and (frame := next(container.decode(stream), None))):
                 raise NotAVideo("it has no moving picture in it")
+            measured = {"width": frame.width, "height": frame.height, "size_bytes": path.stat().st_size}
             seconds = float((stream.duration or 0) * (stream.time_base or 0))
             if not (seconds := seconds or (container.duration or 0) / av.time_base):
                 raise NotAVideo("it does not say how long it is")
-            yield container, stream, first, seconds
+            check_end(container, stream, seconds)
+            with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched has a first frame
+                container.seek(int(seconds / 3 * av.time_base))
+                later = (one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3)
+                frame = next(later, frame)
+            picture = frame.to_image()  # type: ignore[no-untyped-call]
     except (av.error.FFmpegError, OSError) as error:
         raise NotAVideo("it cannot be read as a video") from error
-
-def examine_video(path: Path, poster: Path) -> dict[str, int]:
-    """Measure the video at `path`, proving it is one by decoding a frame, and save another, from a third into
-    it, as a JPEG of 640 pixels at most.  Raises NotAVideo."""
-    with open_video(path) as (container, stream, frame, seconds):
-        measured = {"width": frame.width, "height": frame.height, "duration_ms": round(seconds * 1000)}
-        # The last packets are read: a download that was cut short opens and plays, but stops early.
-        container.seek(max(0, int((seconds - 0.1) * av.time_base)))
-        end = 0.0
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise NotAVideo("it is damaged")
-            if packet.pts is not None and packet.time_base:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if end < seconds - 1:
-            raise NotAVideo("it ends too early")
-        with contextlib.suppress(av.error.FFmpegError):  # what cannot be searched still has a first frame
-            container.seek(int(seconds / 3 * av.time_base))
-            frame = next((one for one in container.decode(stream) if (one.time or 0.0) >= seconds / 3), frame)
-        picture = frame.to_image()  # type: ignore[no-untyped-call]
     picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
     picture.save(poster, "JPEG", quality=82, progressive=True)
-    return measured | {"size_bytes": path.stat().st_size}
+    return measured | {"duration_ms": round(seconds * 1000)}
 
-# ---------------------------------------------------------------------------
-# 11  Preview
-# ---------------------------------------------------------------------------
-# A moving picture that depends on a prompt and a seed and on nothing else, for trying things out.  It says
-# in the picture and in the file that no AI made it.
+def check_end(container: av.container.InputContainer, stream: av.VideoStream, seconds: float) -> None:
+    """Read the last packets: a download that was cut short opens and plays, but stops early."""
+    end = 0.0
+    container.seek(max(0, int((seconds - 0.1) * av.time_base)))
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise NotAVideo("it is damaged")
+        if packet.pts is not None and packet.time_base:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if end < seconds - 1:
+        raise NotAVideo("it ends too early")
+
+# A preview depends on a prompt and a seed and on nothing else, for trying things out.  It says in the picture
+# and in the file that no AI made it.
 
 FPS = 24
 ENCODING = {"preset": "ultrafast", "crf": "20", "threads": "2", "g": "48", "colorspace": "smpte170m"}
@@ -2134,14 +2125,15 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
         raise
 
 # ---------------------------------------------------------------------------
-# 12  Storage
+# 11  Storage
 # ---------------------------------------------------------------------------
 # Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
 
 class FolderStorage:
     """Files in a folder, behind links signed by ourselves."""
-    def __init__(self, root: Path, secret: str, link_minutes: int) -> None:
-        self.root, self.secret, self.life = root, secret, link_minutes * MINUTE
+    def __init__(self, settings: Settings) -> None:
+        self.root, self.life = Path(settings.data) / "media", settings.link_minutes * MINUTE
+        self.secret = read_secret(Path(settings.data) / "secret")
 
     async def put(self, key: str, file: Path, media_type: str) -> None:
         """Take the file.  Raises StorageFailed, and then it can be put again."""
@@ -2218,7 +2210,6 @@ class BucketStorage:
     """Files in an S3 bucket, behind presigned links."""
     def __init__(self, settings: Settings) -> None:
         import minio  # takes 0.2 s, and most installations keep files in the folder
-
         self.bucket, self.life = settings.s3_bucket, timedelta(minutes=settings.link_minutes)
         retries = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
         http = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=60), retries=retries)
@@ -2284,13 +2275,10 @@ def read_secret(path: Path) -> str:
     return path.read_text().strip()
 
 def storage_of(settings: Settings) -> Storage:
-    if settings.s3_endpoint:
-        return BucketStorage(settings)
-    secret = read_secret(Path(settings.data) / "secret")
-    return FolderStorage(Path(settings.data) / "media", secret, settings.link_minutes)
+    return BucketStorage(settings) if settings.s3_endpoint else FolderStorage(settings)
 
 # ---------------------------------------------------------------------------
-# 13  Outside
+# 12  Outside
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
@@ -2389,7 +2377,7 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
     raise NotAVideo("it is behind too many redirects")
 
 # ---------------------------------------------------------------------------
-# 14  Providers
+# 13  Providers
 # ---------------------------------------------------------------------------
 # A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
 
@@ -2702,7 +2690,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
     return round(half * across / least) * 2, round(half * down / least) * 2
 
 # ---------------------------------------------------------------------------
-# 15  Billing
+# 14  Billing
 # ---------------------------------------------------------------------------
 # Who takes the money: Creem, or the sandbox, which acts Creem out on this machine and tells of everything by
 # the same webhooks.
@@ -2814,7 +2802,7 @@ def sign_return(query: str, key: str) -> str:
     return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
 
 # ---------------------------------------------------------------------------
-# 16  App
+# 15  App
 # ---------------------------------------------------------------------------
 
 FAILURES_MAX, BREAK = 5, MINUTE
@@ -2829,7 +2817,6 @@ class AlreadyRunning(Refused):
     """Another server has the data folder; in its lock stands where that listens."""
 class Breaker:
     """Keeps orders from a provider that has failed several times, for a while; then one shows how it is."""
-
     failures, until_at = 0, 0
 
     def admits(self, now: int) -> bool:
@@ -2859,15 +2846,13 @@ class App:
         self.examining = asyncio.Semaphore(1)  # an image that takes 160 MB while it is looked at
         self.replicated_at = self.now()  # what is older is in the replica, if there is to be one
         self.beat_s = math.inf  # when the worker last looked for work, by the clock that nobody sets
-        self.hashers = ThreadPoolExecutor(2, thread_name_prefix="hash")
-        self.hashing = asyncio.Semaphore(HASHES_WAITING_MAX)
+        self.hashers, self.hashing = anyio.CapacityLimiter(2), asyncio.Semaphore(HASHES_WAITING_MAX)
         self.set_up_token: str | None = None
         self.principals: dict[str, Principal] = {}
         self.registry = prometheus.CollectorRegistry()
-        timed = functools.partial(
-            prometheus.Histogram, namespace="videofly", unit="seconds", registry=self.registry)
-        self.requests = timed("request", "Answers, by address", ("method", "path", "status"))
-        self.steps = timed("step", "What the worker does for videos, by status", ("status", "provider"))
+        timed = functools.partial(prometheus.Histogram, registry=self.registry)
+        self.requests = timed("videofly_request_seconds", "Answers, by address", ("method", "path", "status"))
+        self.steps = timed("videofly_step_seconds", "What the worker does for videos", ("status", "provider"))
         db.on_news = self.hear
 
     def now(self) -> int:
@@ -2897,7 +2882,7 @@ class App:
         if self.hashing.locked():
             raise Busy
         async with self.hashing:
-            return await asyncio.get_running_loop().run_in_executor(self.hashers, fn, *args)
+            return await anyio.to_thread.run_sync(fn, *args, limiter=self.hashers)
 
 @contextlib.contextmanager
 def own(data: Path, settings: Settings) -> Iterator[None]:
@@ -2908,17 +2893,16 @@ def own(data: Path, settings: Settings) -> Iterator[None]:
             try_folder(folder)
     except OSError as error:
         raise Refused(f"VIDEOFLY_DATA: {folder} cannot be written: {error.strerror}.") from None
-    with (data / "lock").open("a+") as file:
-        file.seek(0)
+    with (data / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            there = file.read().strip()
+            there = (data / "lock").read_text().strip()
             raise AlreadyRunning(f"A server is running on this data folder already, at {there}") from None
-        file.truncate()
+        file.truncate(0)
         print(local_url(settings), file=file, flush=True)
         for leftover in (data / "temporary").iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
 
 def local_url(settings: Settings) -> str:
@@ -2968,11 +2952,10 @@ def litestream(settings: Settings, replica: int, *words: str) -> tuple[str, list
     if not (program := shutil.which("litestream", path=f"{Path(sys.executable).parent}:{ours['PATH']}")):
         raise Refused("VIDEOFLY_LITESTREAM: it is not installed: pip install 'videofly[litestream]'")
     values = msgspec.structs.asdict(settings) | {"home": home, "replica": f"litestream/{replica}"}
-    Path(home, "config").write_text(as_json(fill(BUILT_IN["litestream"], values)))  # which is YAML too
-    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")}
-    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ | {
-        "LITESTREAM_CONFIG": f"{home}/config", "LITESTREAM_ACCESS_KEY_ID": settings.s3_access_key,
-        "LITESTREAM_SECRET_ACCESS_KEY": settings.s3_secret_key}
+    told = fill(BUILT_IN["litestream"], values)
+    Path(home, "config").write_text(as_json(told["config"]))  # which is YAML too
+    environ = {name: text for name, text in ours.items() if not name.startswith("AWS_")} | told["environ"]
+    return program, ["litestream", words[0], "-no-expand-env", *words[1:]], environ
 
 def go_under_litestream(settings: Settings) -> None:
     """Become Litestream, with this command as its child: it ends after us, when the last changes are shipped.
@@ -3035,7 +3018,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         if isinstance(creem, Creem):
             stack.push_async_callback(creem.close)
         app = App(settings, catalogue, db, storage, secret, providers, creem, clock)
-        stack.callback(app.hashers.shutdown)
         if email := settings.admin_email:
             password_hash = await app.hash(HASHER.hash, settings.admin_password)
             with contextlib.suppress(EmailTaken):
@@ -3046,7 +3028,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         yield app
 
 # ---------------------------------------------------------------------------
-# 17  Work
+# 16  Work
 # ---------------------------------------------------------------------------
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
@@ -3061,7 +3043,9 @@ WAL_MAX_MB = 1024
 REPLICA_PAUSE_S = 3  # between questions whether all that was committed is in the bucket
 PATIENCE_S = 5  # with the writer, before it counts as stuck
 STOPPING_S = 5  # what running steps are given to come to an end
+BACKUP = "%Y-%m-%dT%H%M%SZ.db"  # the name of one, by its time
 TRANSIENT = (httpx.HTTPError, StorageFailed, DiskFull, OSError)
+Sign = TypedDict("Sign", {"what": str, "ok": bool, "detail": str})
 
 async def worker(app: App, scheduler: AsyncIOScheduler) -> None:
     """Take every step that is due, as often as there is one, for as long as the app runs."""
@@ -3157,10 +3141,9 @@ async def ask_next(app: App, job: Job, refusal: SubmitRefused) -> None:
     """Give an order that was not taken to whoever else makes the model."""
     kind = Moderated if refusal.moderated else ProviderFailed
     offered_by = next((model.providers for model in app.catalogue.models if model.id == job.model), [])
-    await app.write(
-        pass_on, job=job, providers=offered_by if job.provider in offered_by else [job.provider, *offered_by],
-        problem=kind(str(refusal)), again=refusal.again,
-        due_at=app.now() + max(back_off(job.tries), refusal.after_ms))
+    providers = offered_by if job.provider in offered_by else [job.provider, *offered_by]
+    await app.write(pass_on, job=job, providers=providers, problem=kind(str(refusal)), again=refusal.again,
+                    due_at=app.now() + max(back_off(job.tries), refusal.after_ms))
 
 async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
     """Ask the provider how the video stands, having told it if nobody wants it any more."""
@@ -3177,7 +3160,6 @@ async def follow(app: App, provider: Provider, job: Job, pause: int) -> None:
 async def store(app: App, provider: Provider, job: Job) -> None:
     """Bring the provider's result into storage, and complete the video.  Where the result is gone, its
     address is asked for once more: some providers give a new one for as long as they have the job."""
-    assert job.ref is not None
     try:
         await bring_into_storage(app, provider, job)
         return
@@ -3185,9 +3167,8 @@ async def store(app: App, provider: Provider, job: Job) -> None:
         problem: Problem = ProviderFailed(f"The provider sent no video: {failure}.")
     except OriginalExpired as failure:
         problem = failure
-        snapshot = await provider.fetch(job.ref) if job.tries == 0 else Snapshot("missing")
-        if snapshot.url is not None:
-            await app.write(mark_uploading, job=job, original_url=snapshot.url, until_at=snapshot.until_at)
+        if job.ref and job.tries == 0 and (found := await provider.fetch(job.ref)).url:
+            await app.write(mark_uploading, job=job, original_url=found.url, until_at=found.until_at)
             return
     except TRANSIENT as failure:
         if job.tries + 1 < STORE_TRIES:
@@ -3198,9 +3179,9 @@ async def store(app: App, provider: Provider, job: Job) -> None:
 async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
     """Afterwards no temporary file is left: a full disk needs the room to say that it is full."""
     assert job.ref is not None and job.original_url is not None
-    file, poster = (app.temporary / f"{job.id}-{job.attempt}.{ending}" for ending in ("mp4", "jpg"))
     keys = stored_keys(job.id, job.attempt)
-    try:
+    with tempfile.TemporaryDirectory(dir=app.temporary, ignore_cleanup_errors=True) as folder:
+        file, poster = (Path(folder) / name for name in ("video.mp4", "poster.jpg"))
         with anyio.fail_after(RESULT_S), file.open("wb") as target:
             async for chunk in provider.open_result(job.ref, job.original_url):
                 await asyncio.to_thread(target.write, chunk)
@@ -3210,9 +3191,6 @@ async def bring_into_storage(app: App, provider: Provider, job: Job) -> None:
         if not await app.write(complete, job=job, stored=keys | media):
             for key in keys.values():
                 await app.storage.delete(key)
-    finally:
-        file.unlink(missing_ok=True)
-        poster.unlink(missing_ok=True)
 
 def stored_keys(id: str, attempt: int) -> dict[str, str]:
     """Where a video and its poster lie in storage."""
@@ -3253,8 +3231,7 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
 async def hear(app: App, event: bytes | Mapping[str, Any]) -> None:
     """Take what Creem told, or answered, which is as good."""
     body = event if isinstance(event, bytes) else msgspec.json.encode(event)
-    row = read_event(body, now=app.now())
-    await app.write(hear_event, body=body.decode(), row=row, shop=app.shop)
+    await app.write(hear_event, body=body.decode(), row=read_event(body, now=app.now()), shop=app.shop)
 
 async def hear_checkout(app: App, creem: Creem, id: str) -> None:
     """Ask how a checkout went."""
@@ -3327,8 +3304,6 @@ async def look_at_media(app: App) -> dict[str, Any]:
         await app.storage.delete(key)
     if isinstance(app.storage, BucketStorage):
         await app.storage.end_uploads(datetime.now(UTC) - timedelta(days=1))
-    if missing:
-        log.error("media: %s files are missing, %s the first", len(missing), missing[0])
     return {"files": len(stored), "missing": missing[:100], "removed": len(orphans),
             "unknown": len(strange) - len(orphans)}
 
@@ -3336,13 +3311,6 @@ async def prune(app: App) -> None:
     """Delete what has had its time, and warn of what soon will have."""
     await app.write(run, sql=TICK, kept=app.settings.video_completed_days * DAY)
     await asyncio.to_thread(remove_renders, Path(app.settings.data))
-
-async def audit_books(app: App) -> dict[str, Any]:
-    if faults := (await app.db.read(audit))["faults"]:
-        log.error("the books are wrong: %s", "; ".join(faults))
-    return {"faults": faults}
-
-BACKUP = "%Y-%m-%dT%H%M%SZ.db"  # the name of one, by its time
 
 async def back_up(app: App) -> dict[str, Any]:
     """Copy the database, and prove that the copy opens and its books are right: only then it counts.  It goes
@@ -3356,9 +3324,8 @@ async def back_up(app: App) -> dict[str, Any]:
     proof, copied, media = await asyncio.to_thread(in_file, part, lambda db: (
         prove(db), dict(rows(db, "table_rows")), [key for key, is_wanted in rows(db, "media") if is_wanted]))
     after = await app.db.read(rows, sql="table_rows")
-    wrong = proof["faults"] + [f"the number of {name}" for name, most in after
-                               if not before[name] <= copied[name] <= most]
-    if wrong:
+    if wrong := proof["faults"] + [f"the number of {name}" for name, most in after
+                                   if not before[name] <= copied[name] <= most]:
         raise StorageFailed(f"The copy is not right: {'; '.join(wrong)}")
     target.with_suffix(".media").write_text("".join(f"{key}\n" for key in sorted(media)))
     await on_thread(None, move_durably, part, target)
@@ -3368,8 +3335,7 @@ async def back_up(app: App) -> dict[str, Any]:
     for name in thinned([file.name for file in folder.glob("????-*Z.db")]):
         (folder / name).unlink()
         (folder / name).with_suffix(".media").unlink(missing_ok=True)
-        if isinstance(app.storage, BucketStorage):
-            await app.storage.delete(f"backups/{name}")
+        await app.storage.delete(f"backups/{name}")
     return {"file": str(target.absolute()), "transactions": proof["transactions"], "head": proof["headHash"]}
 
 def thinned(names: Iterable[str]) -> set[str]:
@@ -3395,13 +3361,13 @@ async def ask_replica(app: App) -> None:
                 await asyncio.sleep(REPLICA_PAUSE_S)
 
 # When, as crontab says it, in UTC; each may be repeated without harm, and is made up for when it was missed.
-JOBS: dict[str, tuple[str, Callable[[App], Awaitable[dict[str, Any] | None]]]] = {
+JOBS: dict[str, tuple[str, Callable[[App], Awaitable[Mapping[str, Any] | None]]]] = {
     "expire-credits": ("0 2 * * *", lambda app: in_parts(app, expire, "expiredPackages")),
     "reconcile": ("30 2 * * *", reconcile),
     "cleanup-videos": ("0 3 * * sun", lambda app: in_parts(
         app, archive_videos, "deletedFailed archivedCompleted",
         failed=app.settings.video_failed_days * DAY, completed=app.settings.video_completed_days * DAY)),
-    "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", audit_books),
+    "backup": ("15 3 * * *", back_up), "audit": ("0 4 * * *", lambda app: app.db.read(audit)),
     "media": ("30 4 * * *", look_at_media),
     "tidy": ("45 4 * * *", lambda app: app.db.tidy(CHECKPOINT if app.settings.litestream == "off" else "")),
     "release-holds": ("20 * * * *", release_holds), "prune": ("*/10 * * * *", prune)}
@@ -3414,7 +3380,10 @@ async def run_job(app: App, name: str, *, at_once: bool = False) -> dict[str, An
     if not await app.write(claim_job, name=name, next_at=next_at, at_once=at_once):
         return None
     try:
-        result, due_at = await act(app) or {}, next_at
+        result, due_at = dict(await act(app) or {}), next_at
+        for what in ("faults", "missing"):
+            if found := result.get(what):
+                log.error("job %s: %s %s, %s the first", name, len(found), what, found[0])
     except Exception as failure:
         log.error("job %s: %s", name, failure, exc_info=not isinstance(failure, Problem))
         result = {"error": str(failure) or type(failure).__name__}
@@ -3435,8 +3404,7 @@ def remove_renders(data: Path) -> None:
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     await app.db.write(run, sql=FREE_JOBS)
-    defaults = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}  # late is better than never
-    scheduler = AsyncIOScheduler(timezone="UTC", job_defaults=defaults)
+    scheduler = AsyncIOScheduler(timezone="UTC", job_defaults={"misfire_grace_time": None})  # better late
     scheduler.add_job(run_due_jobs, "interval", [app], next_run_time=datetime.now(UTC), minutes=1)
     scheduler.add_job(watch, "interval", [app], next_run_time=datetime.now(UTC), seconds=10)
     scheduler.add_job(unknown_products, args=[app])
@@ -3449,18 +3417,14 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
         await task  # first, because it talks to the scheduler
         scheduler.shutdown(wait=False)
         faulthandler.cancel_dump_traceback_later()  # now that nobody puts it off any more
-        steps = asyncio.gather(*app.working.values(), return_exceptions=True)
-        with contextlib.suppress(TimeoutError):  # what is cut off is taken again after the next start
-            await asyncio.wait_for(steps, STOPPING_S)
-
-Sign = TypedDict("Sign", {"what": str, "ok": bool, "detail": str})
+        with anyio.move_on_after(STOPPING_S):  # what is cut off is taken again after the next start
+            await asyncio.gather(*app.working.values(), return_exceptions=True)
 
 def free_mb(app: App) -> int:
     return shutil.disk_usage(app.settings.data).free >> 20
 
 def size_of(app: App, name: str) -> int:
-    file = Path(app.settings.data) / name
-    return file.stat().st_size if file.exists() else 0
+    return sum(file.stat().st_size for file in Path(app.settings.data).glob(name))
 
 def sign_of(what: str, fine: Any, detail: str) -> Sign:
     return {"what": what, "ok": bool(fine), "detail": detail}
@@ -3474,14 +3438,11 @@ async def vital_signs(app: App) -> list[Sign]:
     with anyio.move_on_after(PATIENCE_S) as waiting:
         await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
-    stuck = waiting.cancelled_caught
-    signs = [sign_of_worker(app), sign_of("writer", not stuck, f"{app.db.waiting} transactions wait"),
-             sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+    signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
+             sign_of("writer", not waiting.cancelled_caught, f"{app.db.waiting} transactions wait"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
-    last = await app.db.read(rows, sql="job_health")
-    return signs + [sign_of(f"last {name}", not trouble and app.now() - at < 2 * DAY,
-                            trouble or str(moment(at)))
-                    for name, at, trouble in last if name in ("audit", "backup")]
+    last = await app.db.read(rows, sql="vital_jobs")
+    return signs + [sign_of(what, app.now() - well_at < 2 * DAY, detail) for what, well_at, detail in last]
 
 async def watch(app: App) -> None:
     """As long as the loop turns, the writer writes and the worker looks for work, put off the moment at which
@@ -3492,7 +3453,7 @@ async def watch(app: App) -> None:
             faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
-# 18  HTTP
+# 17  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, the others a function
 # whose request comes first; parameters say what is asked for, and what is returned is the answer.  Without
@@ -4377,7 +4338,7 @@ def http(app: App) -> Site:
     return site
 
 # ---------------------------------------------------------------------------
-# 19  Command line
+# 18  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
@@ -4393,15 +4354,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 async def serve_until_stopped(settings: Settings) -> None:
-    host, port = settings.host, settings.port
+    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
+    if settings.litestream == "on" and not is_child:
+        go_under_litestream(settings)
     write_log(settings.log)
     log.setLevel(logging.INFO)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]
-        raise Refused(f"{host}:{port} cannot be listened on: {reason}.") from None
+        raise Refused(f"{settings.host}:{settings.port} cannot be listened on: {reason}.") from None
     with listener:
         async with open_app(settings) as app, working(app) as scheduler:
             asyncio.get_running_loop().add_signal_handler(
@@ -4474,12 +4437,7 @@ def main() -> None:
 @click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
 def serve(**named: str | int | None) -> None:
     """Run the server."""
-    given = {name: str(value) for name, value in named.items() if value}
-    settings = read_settings(os.environ | given)
-    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
-    if settings.litestream == "on" and not is_child:
-        go_under_litestream(settings)
-    start(serve_until_stopped, **given)
+    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""
@@ -4494,7 +4452,7 @@ def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Para
             yield click.Option([f"--{dashed}", name], type=kind, is_flag=kind is bool, show_default=True,
                                default=defaults.get(name), help=about.get("description"))
 
-def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> click.Command:
+def operation(words: str, help: str, line: str, show: Callable[[Any], str], *more: click.Option) -> None:
     """Add a command that is one request to /api/v1/admin.  It fails when the answer is not ok or valid."""
     line = line.replace(" ", " /api/v1/admin/")
 
@@ -4505,9 +4463,7 @@ def operation(words: str, help: str, line: str, show: Callable[[Any], str]) -> c
 
     group, _, name = words.rpartition(" ")
     home = cast(click.Group, main.commands[group]) if group else main
-    command = click.Command(name, callback=run_command, help=help, params=[*parameters(BODIES.get(line))])
-    home.add_command(command)
-    return command
+    home.command(name, help=help, params=[*parameters(BODIES.get(line)), *more])(run_command)
 
 def show_account(made: Any) -> str:
     return str(made["user"]["id"]) + (f"  password: {made['password']}" if made["password"] else "")
@@ -4520,14 +4476,6 @@ def show_checks(found: Any) -> str:
     return "\n".join(
         f"{'ok ' if item['ok'] else 'BAD'} {item['what']}: {item['detail']}" for item in found["checks"])
 
-operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
-operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
-          show_account)
-operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
-operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
-operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
-check = operation("check", "Look at everything the server stands on.", "GET check", show_checks)
-
 def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     """Let a start of this version happen to a copy."""
     if wanted:
@@ -4538,8 +4486,15 @@ def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> N
         click.echo("The database can be upgraded, and its books are right.")
         context.exit()
 
-check.params.append(click.Option(["--upgrade"], is_flag=True, callback=rehearse, expose_value=False,
-                                 help="Only see, on a copy, whether this version can upgrade."))
+operation("user add", "Make an account, with the welcome credits.", "POST users", show_account)
+operation("user password", "Set a new password; every session of the account ends.", "POST users/password",
+          show_account)
+operation("key create", "Make an API key, and print only it.", "POST keys", "{apiKey}".format_map)
+operation("grant", "Give credits.", "POST credits/grant", "available: {availableCredits}".format_map)
+operation("audit", "Replay the journal: every hash, every balance.", "GET audit", show_books)
+operation("check", "Look at everything the server stands on.", "GET check", show_checks,
+          click.Option(["--upgrade"], is_flag=True, callback=rehearse, expose_value=False,
+                       help="Only see, on a copy, whether this version can upgrade."))
 
 @main.command("backup")
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
@@ -4556,9 +4511,8 @@ def restore_command(file: str) -> None:
 
 async def bring_back(settings: Settings, file: str) -> None:
     with own(data := Path(settings.data), settings):
-        source = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
-        if source is None:
-            raise Refused("There is no backup.")
+        found = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
+        source = required(found, Refused("There is no backup."))
         click.echo(f"{source} is restored. What was there is in {restore(data, source)}.")
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])

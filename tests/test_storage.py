@@ -478,7 +478,7 @@ async def both_sides_are_compared(app, client, stored, monkeypatch):
 
 async def test_a_folder_is_compared_with_the_database(client, app, ada, monkeypatch, caplog):
     await both_sides_are_compared(app, client, lambda: files_in(app.storage.root), monkeypatch)
-    assert "media: 2 files are missing" in caplog.text
+    assert "job media: 2 missing" in caplog.text
 
 
 async def test_a_bucket_is_compared_with_the_database(bucket, clock, provider, s3, monkeypatch):
