@@ -4354,9 +4354,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 async def serve_until_stopped(settings: Settings) -> None:
-    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
-    if settings.litestream == "on" and not is_child:
-        go_under_litestream(settings)
     write_log(settings.log)
     log.setLevel(logging.INFO)
     try:
@@ -4437,7 +4434,12 @@ def main() -> None:
 @click.option("--port", "VIDEOFLY_PORT", type=int, help="Port to listen on.")
 def serve(**named: str | int | None) -> None:
     """Run the server."""
-    start(serve_until_stopped, **{name: str(value) for name, value in named.items() if value})
+    given = {name: str(value) for name, value in named.items() if value}
+    settings = read_settings(os.environ | given)
+    is_child = os.environ.get("LITESTREAM_CONFIG") == f"{settings.data}/litestream/config"
+    if settings.litestream == "on" and not is_child:  # before there is a log: a refusal is one line
+        go_under_litestream(settings)
+    start(serve_until_stopped, **given)
 
 def parameters(body: type[Input] | None, **defaults: str) -> Iterator[click.Parameter]:
     """The words of a command, from what the API asks for: arguments have to be there, options need not."""
