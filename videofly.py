@@ -1421,25 +1421,12 @@ ENTITLED = "SELECT due, had, steps, period_end_at FROM entitlements WHERE user_i
 COUNT_EVENTS = "SELECT count(*) FROM payment_events WHERE :state IN (state, '')"
 MARK_CHECKOUT = "UPDATE checkouts SET checkout_id = :checkout_id, url = :url WHERE id = :id"  # where to pay
 
-class PaymentEvent(msgspec.Struct, frozen=True):
-    """What was told, and what we made of it and of the others so far."""
-    id: int
-    type: str
-    mode: str | None
-    payment: str | None
-    is_sale: bool
-    subscription_id: str | None
-    product_id: str | None
-    units: int
-    period_start_at: int | None
-    user_id: str | None
-    product: str | None
-    credits: int | None
-    promised: int | None
-    entitlement: str | None
-    sale: str | None  # what its payment counts for, and how many credits that gave
-    sale_credits: int | None
-    tells_amount: bool  # how much was paid back
+PaymentEvent = TypedDict("PaymentEvent", {  # what was told, and what we made of it and of the others so far
+    "id": int, "type": str, "mode": str | None, "payment": str | None, "isSale": bool,
+    "subscriptionId": str | None, "productId": str | None, "units": int, "periodStartAt": int | None,
+    "userId": str | None, "product": str | None, "credits": int | None, "promised": int | None,
+    "entitlement": str | None, "sale": str | None, "saleCredits": int | None,  # what its payment counts for
+    "tellsAmount": bool})  # how much was paid back
 
 class Shop(msgspec.Struct, frozen=True):
     """What the operator decided about selling."""
@@ -1532,8 +1519,8 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
     became clear by it may solve what others of the same purchase left open."""
     state, event = "applied", find_event(db, id=id)
     try:
-        if shop.only_real and event.mode not in (None, *CREEM["real"]):
-            state, effect = "ignored", f"It is of the mode {event.mode}, so nothing of it is real."
+        if shop.only_real and event["mode"] not in (None, *CREEM["real"]):
+            state, effect = "ignored", f"It is of the mode {event['mode']}, so nothing of it is real."
         else:
             effect = follow_payments(db, understand(db, event, shop), shop, now=now)
     except Puzzle as puzzle:
@@ -1551,67 +1538,68 @@ def find_event(db: Db, *, id: int | str) -> PaymentEvent:
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
-    product = shop.catalogue.product(event.product or event.product_id)
-    entitlement, credits, promised = event.sale or event.entitlement, event.credits, event.promised
-    if event.is_sale and credits is None:
+    product = shop.catalogue.product(event["product"] or event["productId"])
+    entitlement, credits = event["sale"] or event["entitlement"], event["credits"]
+    promised = event["promised"]
+    if event["isSale"] and credits is None:
         entitlement, credits = sold(event, product)
-    elif event.type.startswith(REFUNDS):
-        if not event.tells_amount:
+    elif event["type"].startswith(REFUNDS):
+        if not event["tellsAmount"]:
             raise Puzzle("It does not say how much was paid back, or that has not happened yet.")
-        if event.sale is None:
+        if event["sale"] is None:
             raise Puzzle("The payment is not known that was paid back.")
-    elif event.type == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
-        entitlement = f"{event.subscription_id}:{event.period_start_at}"
+    elif event["type"] == "subscription.update" and shop.policy == "immediate" and isinstance(product, Plan):
+        entitlement = f"{event['subscriptionId']}:{event['periodStartAt']}"
         promised = promised or product.credits
     run(db, """
         UPDATE payment_events SET user_id = :user_id, product = :product, entitlement = :entitlement,
                                   credits = :credits, promised = :promised WHERE id = :id
-    """, user_id=event.user_id, product=event.product if event.credits else product and product.id,
-        entitlement=entitlement, credits=credits, promised=promised, id=event.id)
-    return find_event(db, id=event.id)
+    """, user_id=event["userId"], product=event["product"] if event["credits"] else product and product.id,
+        entitlement=entitlement, credits=credits, promised=promised, id=event["id"])
+    return find_event(db, id=event["id"])
 
 def sold(event: PaymentEvent, product: Pack | Plan | None) -> tuple[str, int]:
     """What a sale counts for, and its credits: by the catalogue that first knew it.  Raises Puzzle."""
-    if event.user_id is None:
+    if event["userId"] is None:
         raise Puzzle("Nobody is known who has paid this.")
-    if event.sale and event.sale_credits:
-        return event.sale, event.sale_credits
+    if event["sale"] and event["saleCredits"]:
+        return event["sale"], event["saleCredits"]
     if product is None:
-        raise Puzzle(f"Product {event.product_id} is not in the catalogue.")
-    if isinstance(product, Plan) != (event.subscription_id is not None):
+        raise Puzzle(f"Product {event['productId']} is not in the catalogue.")
+    if isinstance(product, Plan) != (event["subscriptionId"] is not None):
         raise Puzzle(f"{product.id} was not sold as what it is: a {type(product).__name__.lower()}.")
     if isinstance(product, Plan):
-        return f"{event.subscription_id}:{event.period_start_at or event.payment}", product.credits
-    if (credits := product.credits * event.units) > 1_000_000_000:
-        raise Puzzle(f"{event.units} units are more than can be right.")
-    return str(event.payment), credits
+        return f"{event['subscriptionId']}:{event['periodStartAt'] or event['payment']}", product.credits
+    if (credits := product.credits * event["units"]) > 1_000_000_000:
+        raise Puzzle(f"{event['units']} units are more than can be right.")
+    return str(event["payment"]), credits
 
 def follow_payments(db: Db, event: PaymentEvent, shop: Shop, *, now: int) -> str:
     """Bring the ledger to what the payments say that an event speaks of, and say what that took."""
-    if not (event.entitlement and event.user_id):
+    if not (event["entitlement"] and event["userId"]):
         return "Noted."
-    mine = {"user_id": event.user_id, "entitlement": event.entitlement}
+    mine = {"user_id": event["userId"], "entitlement": event["entitlement"]}
     paid_for, had, steps, period_end_at = db.execute(ENTITLED, [*mine.values()]).fetchone()
     if paid_for > had:
-        ref = event.payment or f"change:{event.entitlement}:{event.product}"
-        granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event.subscription_id else "ORDER_PAY",
-                        source_ref=f"{ref}#{steps}" if steps else ref, note=event.product or "",
+        ref = event["payment"] or f"change:{event['entitlement']}:{event['product']}"
+        granted = grant(db, **mine, trans_type="SUBSCRIPTION" if event["subscriptionId"] else "ORDER_PAY",
+                        source_ref=f"{ref}#{steps}" if steps else ref, note=event["product"] or "",
                         credits=paid_for - had, expires_at=end_of(event, shop, period_end_at, now), now=now)
         assert granted, "what was granted counts as had"
         return f"{paid_for - had} credits granted."
     if paid_for < had:
-        insert(db, "credit_clawbacks", **mine, event_id=event.id, credits=had - paid_for, created_at=now)
-        deducted, owed = refund_deduct(db, user_id=event.user_id, first=event.entitlement, now=now)
+        insert(db, "credit_clawbacks", **mine, event_id=event["id"], credits=had - paid_for, created_at=now)
+        deducted, owed = refund_deduct(db, user_id=event["userId"], first=event["entitlement"], now=now)
         return f"{had - paid_for} credits to be taken back: {deducted} were there, {owed} are owed."
     return "Everything was as it should be."
 
 def end_of(event: PaymentEvent, shop: Shop, period_end_at: int | None, now: int) -> int:
     """When credits that were bought end: a plan's with its period, if we hear of it in time."""
-    rules, product = shop.catalogue.credits, shop.catalogue.product(event.product)
-    if event.subscription_id and period_end_at and period_end_at > now:
+    rules, product = shop.catalogue.credits, shop.catalogue.product(event["product"])
+    if event["subscriptionId"] and period_end_at and period_end_at > now:
         return period_end_at
     yearly = isinstance(product, Plan) and product.interval == "year"
-    return now + (365 if yearly else rules.plan_days if event.subscription_id else rules.pack_days) * DAY
+    return now + (365 if yearly else rules.plan_days if event["subscriptionId"] else rules.pack_days) * DAY
 
 class CheckoutWish(Input, frozen=True):
     product_id: Annotated[str, _("a pack or a plan", max_length=100)]
@@ -1699,7 +1687,7 @@ def assign_event(db: Db, *, id: str, email: Owner, product: Bought = None, shop:
         UPDATE payment_events SET user_id = :user_id, product = coalesce(:product, product)
         WHERE id = :id AND state = 'attention' AND NOT EXISTS (
             SELECT 1 FROM payment_owners WHERE event_id = :id AND user_id <> :user_id)
-    """, user_id=user_id, product=product, id=event.id):
+    """, user_id=user_id, product=product, id=event["id"]):
         raise AlreadyFinished("Only what needs attention, and is nobody else's, can be assigned.")
     return apply_event(db, id=id, shop=shop, now=now)
 
