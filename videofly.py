@@ -2605,7 +2605,7 @@ class LocalProvider(Provider):
                  wake: Callable[[str], Coroutine[Any, Any, None]]) -> None:
         self.folder = folder.absolute()  # a relative path has no file: address
         self.read, self.wake = read, wake  # an image; whoever waits for a render
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="render")
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="render")  # two need more than 256 MB
         self.states: dict[str, Snapshot] = {}  # by ref, like the others
         self.loop = asyncio.get_running_loop()
 
@@ -3219,7 +3219,7 @@ async def moderate(app: App, wish: NewVideo) -> str | None:
 async def hear(app: App, event: bytes | Mapping[str, Any]) -> None:
     """Take what Creem told, or answered, which is as good."""
     body = event if isinstance(event, bytes) else msgspec.json.encode(event)
-    await app.write(hear_event, body=body.decode(), row=read_event(body, now=app.now()), shop=app.shop)
+    await app.write(hear_event, row=read_event(body, now=app.now()), body=body.decode(), shop=app.shop)
 
 async def hear_checkout(app: App, creem: Creem, id: str) -> None:
     """Ask how a checkout went."""
