@@ -15,15 +15,13 @@ the network: they are functions of a connection and of what they are told, and a
      7  Accounts        people, sessions, API keys, invitations                 (pure)
      8  Payments        what Creem told, and what follows from it for credits    (pure)
      9  Videos          the life of one video, in transactions                  (pure)
-    10  Pictures        is this a picture, is that a video, what does it show; and previews
-    11  Storage         a folder, or a bucket
-    12  Outside         requests to addresses that others gave us
-    13  Providers       who makes videos
-    14  Billing         calls to Creem, and a sandbox in its place
-    15  App             the one object that holds the running parts: opened in order, closed in reverse
-    16  Work            what is done while nobody asks
-    17  HTTP            what the world sees
-    18  Command line
+    10  Files           what is looked at before it is believed; previews; a folder, or a bucket
+    11  Providers       requests to addresses that others gave us, and who makes videos
+    12  Billing         calls to Creem, and a sandbox in its place
+    13  App             the one object that holds the running parts: opened in order, closed in reverse
+    14  Work            what is done while nobody asks
+    15  HTTP            what the world sees
+    16  Command line
 """
 
 import asyncio
@@ -1989,7 +1987,7 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
     return find_own(db, as_=Receipt, user_id=user_id, id=id)
 
 # ---------------------------------------------------------------------------
-# 10  Pictures
+# 10  Files
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
 
@@ -2112,11 +2110,7 @@ def render_preview(target: Path, *, prompt: str, seed: int, seconds: int, width:
         target.unlink(missing_ok=True)
         raise
 
-# ---------------------------------------------------------------------------
-# 11  Storage
-# ---------------------------------------------------------------------------
-# Files are known by keys that VideoFly makes.  Two places to keep them, with the same five verbs.
-
+# --- where they are kept, by keys that VideoFly makes: two places, with the same verbs
 class FolderStorage:
     """Files in a folder, behind links signed by ourselves."""
     def __init__(self, settings: Settings) -> None:
@@ -2266,7 +2260,7 @@ def storage_of(settings: Settings) -> Storage:
     return BucketStorage(settings) if settings.s3_endpoint else FolderStorage(settings)
 
 # ---------------------------------------------------------------------------
-# 12  Outside
+# 11  Providers
 # ---------------------------------------------------------------------------
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
@@ -2364,11 +2358,7 @@ async def fetch_file(client: httpx.AsyncClient, url: str, **words: Any) -> Async
         raise NotAVideo(str(failure)) from None
     raise NotAVideo("it is behind too many redirects")
 
-# ---------------------------------------------------------------------------
-# 13  Providers
-# ---------------------------------------------------------------------------
-# A provider is a translation: our order out, one Snapshot back.  Nobody else sees its words.
-
+# --- who makes videos: a provider is a translation, our order out, one Snapshot back
 ABOUT_US = (401, 403, 408, 425, 429)  # refusals that say nothing of the job
 
 class SubmitRefused(Exception):
@@ -2678,7 +2668,7 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
     return round(half * across / least) * 2, round(half * down / least) * 2
 
 # ---------------------------------------------------------------------------
-# 14  Billing
+# 12  Billing
 # ---------------------------------------------------------------------------
 # Who takes the money: Creem, or the sandbox, which acts Creem out on this machine and tells of everything by
 # the same webhooks.
@@ -2790,7 +2780,7 @@ def sign_return(query: str, key: str) -> str:
     return digest("|".join(f"{name}={text}" for name, text in (*pairs, ("salt", key))))
 
 # ---------------------------------------------------------------------------
-# 15  App
+# 13  App
 # ---------------------------------------------------------------------------
 
 FAILURES_MAX, BREAK = 5, MINUTE
@@ -3016,7 +3006,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
         yield app
 
 # ---------------------------------------------------------------------------
-# 16  Work
+# 14  Work
 # ---------------------------------------------------------------------------
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
@@ -3298,7 +3288,9 @@ async def look_at_media(app: App) -> dict[str, Any]:
 async def prune(app: App) -> None:
     """Delete what has had its time, and warn of what soon will have."""
     await app.write(run, sql=TICK, kept=app.settings.video_completed_days * DAY)
-    await asyncio.to_thread(remove_renders, Path(app.settings.data))
+    for file in (Path(app.settings.data) / "renders").iterdir():
+        if (time.time() - file.stat().st_mtime) * SECOND > LocalProvider.life:  # by the clock of files
+            file.unlink(missing_ok=True)
 
 async def back_up(app: App) -> dict[str, Any]:
     """Copy the database, and prove that the copy opens and its books are right: only then it counts.  It goes
@@ -3384,11 +3376,6 @@ async def run_due_jobs(app: App) -> None:
         for name in JOBS:
             await run_job(app, name)
 
-def remove_renders(data: Path) -> None:
-    for file in (data / "renders").iterdir():
-        if (time.time() - file.stat().st_mtime) * SECOND > LocalProvider.life:  # by the clock of files
-            file.unlink(missing_ok=True)
-
 @contextlib.asynccontextmanager
 async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
     await app.db.write(run, sql=FREE_JOBS)
@@ -3441,7 +3428,7 @@ async def watch(app: App) -> None:
             faulthandler.dump_traceback_later(STALLED_S, exit=True)
 
 # ---------------------------------------------------------------------------
-# 17  HTTP
+# 15  HTTP
 # ---------------------------------------------------------------------------
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, the others a function
 # whose request comes first; parameters say what is asked for, and what is returned is the answer.  Without
@@ -3544,7 +3531,6 @@ def sandbox(app: App) -> Sandbox:
     return creem
 
 # --- answers
-
 Refusal = TypedDict("Refusal", {"code": str, "message": str, "details": dict[str, Any]})
 Failed = TypedDict("Failed", {"success": bool, "error": Refusal})
 KINDS = {kind.code: kind for kind in Problem.__subclasses__()}
@@ -3585,7 +3571,6 @@ def in_our_words(request: AnyRequest, failure: Exception) -> Problem:
     return problems.get(refused.status_code, Invalid(otherwise))
 
 # --- who is asking
-
 Once = Annotated[str | None, HeaderParameter(
     name="Idempotency-Key", min_length=1, max_length=255, description="once per key")]
 Prefer = Annotated[str | None, HeaderParameter(
@@ -3641,7 +3626,6 @@ async def administrator(request: AnyRequest) -> None:
         raise Forbidden("That is for administrators, and for keys of theirs without a limit or an end.")
 
 # --- videos
-
 def with_links(request: Request, data: Any) -> Any:
     """With addresses that work, where the database has keys."""
     app, shown = request.parts, msgspec.to_builtins(data)
@@ -3745,7 +3729,6 @@ async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[Ser
         app.streams -= Counter([user_id])  # which also forgets those who have none
 
 # --- files, and what is on sale
-
 ModelOffer = TypedDict("ModelOffer", {
     "id": str, "name": str, "description": str, "modes": list[Literal["text", "image"]],
     "durations": list[int], "aspectRatios": list[str], "qualities": list[str],
@@ -3807,7 +3790,6 @@ async def list_products(request: Request) -> ProductList:
     return {"packs": packs, "plans": plans, "gift": catalogue.credits.gift, "payments": payments}
 
 # --- accounts
-
 Email = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$(?!\n)", max_length=254)]
 Password = Annotated[str, msgspec.Meta(min_length=8, max_length=256)]
 Wished = Annotated[Password, _("else one, or at set-up a key, is made and shown")] | None
@@ -3879,7 +3861,6 @@ async def change_password(request: Request, *, new_password: Password,
     return await begin_session(request, set_password, email=user["email"], password=new_password)
 
 # --- billing
-
 CheckoutBegun = TypedDict("CheckoutBegun", {"checkoutId": str, "url": str, "isSandbox": bool})
 Link = TypedDict("Link", {"url": str})
 Mode = Annotated[Literal["scheduled", "immediate"], _("when a cancelled one ends")]
@@ -4008,7 +3989,6 @@ async def act_in_sandbox(request: Request, *, acted: Sandbox, act: Literal["rene
     return await request.read(billing)
 
 # --- administration
-
 UserMade = TypedDict("UserMade", {"user": User, "password": str | None})  # None where one was given
 Invited = TypedDict("Invited", {"invite": str, "url": str})
 CheckList = TypedDict("CheckList", {"ok": bool, "checks": list[Sign]})
@@ -4090,7 +4070,6 @@ def csv_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 # --- the table of addresses
-
 ASKED: dict[str, tuple[Any, Any]] = {  # a parameter's type and default
     "cursor": (Cursor, None), "limit": (Annotated[int, QueryParameter(ge=1, le=100)], 20),
     "status": (cast(Any, FromQuery)[Status | None], None)}
@@ -4210,7 +4189,6 @@ ADDRESSES = [
         "check          GET    /api/v1/admin/check": check_parts})]
 
 # --- pages and health
-
 # Files of the page live under a prefix that is the hash of them all, so that a browser may keep them for
 # ever, and relative imports between them need no build to stay right.
 STATIC = FILES / "static"
@@ -4326,7 +4304,7 @@ def http(app: App) -> Site:
     return site
 
 # ---------------------------------------------------------------------------
-# 18  Command line
+# 16  Command line
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
