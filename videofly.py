@@ -107,7 +107,6 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------
 # One line a setting.  Its variable is VIDEOFLY_<NAME>, except where operators know another name already.
 # Every setting may also be given as <VARIABLE>_FILE, the path of a file that holds it; both is an error.
-
 SERVER, HOME = r"^(https?://[^/]+)?$", r"^(https?://[^/?#]+(/[^?#]*[^/?#])?)?$"
 EMAIL, CREEM_KEY = r"^([^@\s]+@[^@\s]+)?$", r"^(creem_\S+)?$"
 UpgradePolicy = Literal["next_cycle", "immediate"]
@@ -196,7 +195,6 @@ def read_variable(environ: Mapping[str, str], name: str) -> str | None:
 # ---------------------------------------------------------------------------
 # A Problem is an expected no: a code for programs, a sentence for people, details as data.  Anything else
 # that is raised is a bug and answers E5007 with the id under which it was logged.
-
 class Problem(click.ClickException):
     status: ClassVar[int]
     code: ClassVar[str]
@@ -263,12 +261,10 @@ class PaymentsOff(Problem, n=503, code="E5008"):          """Payments are not se
 #
 # One connection writes and checkpoints, the others are read-only: SQLite before 3.51.3
 # can lose a WAL that two connections write (https://sqlite.org/wal.html#walresetbug).
-
 Db = sqlite3.Connection
 Act = Callable[[Db], Any]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
 VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
-
 WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
 BATCH_MAX = 128  # transactions that share a commit
 READERS = 2
@@ -590,7 +586,6 @@ def claim_job(db: Db, *, name: str, next_at: int, at_once: bool, now: int) -> bo
 # keys, numbers and *, with dots between; |json opens JSON that comes as text.  In an address {name} is
 # percent-encoded and {+name} is not (RFC 6570).  In a body {"$" = "seconds", as = "str"} stands for a value,
 # and what has none is left out.
-
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 Variable = Annotated[str, msgspec.Meta(pattern=r"^([A-Z][A-Z0-9_]*)?$")]  # whose value is secret
@@ -832,7 +827,6 @@ def placeholders(tree: Any) -> Iterator[str]:
 # 5  Catalogue
 # ---------------------------------------------------------------------------
 # catalog.toml says what is on sale.  There is one price, and one function that knows it.
-
 Some = msgspec.Meta(min_length=1)
 Credits = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
@@ -1070,18 +1064,15 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
 # ---------------------------------------------------------------------------
 # Each function is one sentence of bookkeeping, runs inside a caller's transaction, and can be repeated: the
 # second time changes nothing.  schema.sql holds the laws; here is only who may move what, and in which order.
-
 GRACE = DAY  # credits that come back to a package past its date stay spendable for this long
 NO_HASH = "0" * 64  # what the first row of the journal builds on
 SPENDABLE = "(spendable_until_at IS NULL OR spendable_until_at > :now)"
 SOONEST_FIRST = "spendable_until_at NULLS LAST, id"
 NEWEST_FIRST = "entitlement IS :first DESC, id DESC"
-
 Kind = Literal["grant", "freeze", "settle", "release", "expire", "deduct", "refund"]
 Source = Literal["NEW_USER", "ORDER_PAY", "SUBSCRIPTION", "SYSTEM_ADJUST"]
 TransType = Literal[Source, "VIDEO_CONSUME", "REFUND", "EXPIRED"]
 HoldState = Literal["frozen", "settled", "released"]
-
 EFFECT = {"grant": 1, "release": 1, "settle": 0}  # of a row on the credits that remain; else they are taken
 SHOWN_AS: dict[Kind, TransType] = {  # to people; a grant as what it came from
     "freeze": "VIDEO_CONSUME", "settle": "VIDEO_CONSUME", "release": "REFUND", "expire": "EXPIRED",
@@ -1275,7 +1266,6 @@ def prove(db: Db) -> Proof:
 # 7  Accounts
 # ---------------------------------------------------------------------------
 # Who is who.  Secrets are made by the caller and kept here as digests only.
-
 SESSION_LIFE = 30 * DAY
 REMEMBERED = MINUTE  # a session or key is looked up again after this long, and last_used_at written
 KEYS_MAX = 100  # unrevoked keys of a user
@@ -1410,7 +1400,6 @@ def revoke_key(db: Db, *, user_id: str, id: str, now: int) -> None:
 # What Creem tells is kept as it came, once, with the facts in it beside.  Nothing is done because of an
 # event: after each, the ledger is brought to where all of them together say that it should be.  So disorder,
 # repetition, other names for the same, and a refund before its payment need no cases of their own.
-
 CREEM = BUILT_IN["creem"]  # how it is spoken: where the facts stand in what it tells, and by which names
 REFUNDS = ("refund", "dispute")
 RECORDED = "recorded.transaction"  # what we ourselves write down of a payment that Creem lists
@@ -1699,7 +1688,6 @@ def assign_event(db: Db, *, id: str, email: Owner, product: Bought = None, shop:
 #                  +------ refused, timed out, cancelled ------+--> FAILED (release; then perhaps retry)
 #
 # due_at is how work is asked for: a step that is done says when the next is due, and NULL says never.
-
 Status = Literal["PENDING", "GENERATING", "UPLOADING", "COMPLETED", "FAILED"]
 OrderState = Literal[JobState, "unknown", "taken", "missing", "refused", "away"]
 Failure = TypedDict("Failure", {"code": str, "message": str})
@@ -1990,7 +1978,6 @@ def receipt(db: Db, *, user_id: str, id: str) -> Receipt:
 # 10  Files
 # ---------------------------------------------------------------------------
 # What people and providers send is opened before it is believed.
-
 IMAGE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 CONTAINERS = "mov,matroska,webm,avi,mpegts,ogg,flv"  # no playlists (they open other files), no stills
 
@@ -2265,7 +2252,6 @@ def storage_of(settings: Settings) -> Storage:
 # Requests to addresses that others gave us.  What an address means is judged where the connection is made,
 # after the name was looked up, so no spelling and no second answer of a name server leads inside.  Who waits
 # says how long, in one of anyio's scopes: to cancel the task instead would cost httpx's pool a connection.
-
 RESULT_MAX = 4 << 30  # bytes of a video
 RESULT_S = 3600.0  # for the whole of it
 ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
@@ -2672,7 +2658,6 @@ def frame_size(aspect_ratio: str, quality: str) -> tuple[int, int]:
 # ---------------------------------------------------------------------------
 # Who takes the money: Creem, or the sandbox, which acts Creem out on this machine and tells of everything by
 # the same webhooks.
-
 CALL_S, MODERATION_S = 10.0, 5.0  # for a whole call
 
 class Creem:
@@ -2782,7 +2767,6 @@ def sign_return(query: str, key: str) -> str:
 # ---------------------------------------------------------------------------
 # 13  App
 # ---------------------------------------------------------------------------
-
 FAILURES_MAX, BREAK = 5, MINUTE
 STORES_AT_ONCE = 64  # results that are being fetched: each takes memory
 HASHES_WAITING_MAX = 50
@@ -3011,7 +2995,6 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
 # Callbacks and clicks only write down; one worker moves things.  It is woken by every commit with news, and
 # else by the next due_at.  A step writes its intent, calls outside, and writes the result; after a crash at
 # any point the same step is taken again.
-
 STEPS_AT_ONCE = 256  # most of them wait for a provider
 STORE_TRIES = 6  # then the video has failed, and can be retried by hand while its result lives
 LONGEST_PAUSE_S = 30
@@ -3395,9 +3378,6 @@ async def working(app: App) -> AsyncIterator[AsyncIOScheduler]:
         with anyio.move_on_after(STOPPING_S):  # what is cut off is taken again after the next start
             await asyncio.gather(*app.working.values(), return_exceptions=True)
 
-def free_mb(app: App) -> int:
-    return shutil.disk_usage(app.settings.data).free >> 20
-
 def size_of(app: App, name: str) -> int:
     return sum(file.stat().st_size for file in Path(app.settings.data).glob(name))
 
@@ -3412,7 +3392,7 @@ async def vital_signs(app: App) -> list[Sign]:
     """What has to be well for the server to be of use; it is asked every few seconds."""
     with anyio.move_on_after(PATIENCE_S) as waiting:
         await app.db.write(value, sql=LAST_EVENT)
-    free, wal_mb = free_mb(app), size_of(app, "videofly.db-wal") >> 20
+    free, wal_mb = shutil.disk_usage(app.settings.data).free >> 20, size_of(app, "videofly.db-wal") >> 20
     signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
              sign_of("writer", not waiting.cancelled_caught, f"{app.db.waiting} transactions wait"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
@@ -3433,7 +3413,6 @@ async def watch(app: App) -> None:
 # ADDRESSES says what is where.  Most carry out one transaction of the sections above, the others a function
 # whose request comes first; parameters say what is asked for, and what is returned is the answer.  Without
 # signed_in or administrator before it there is no request.user, who asks: what uses it fails closed.
-
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
 STREAMS_MAX = 20  # open event streams of a user
@@ -3652,7 +3631,7 @@ async def order_video(request: Request, key: Once = None, prefer: Prefer = None,
     order = choose(app.catalogue, wish, seed=random.getrandbits(31))
     minutes = app.catalogue.model(order.model).minutes or app.settings.video_timeout_minutes
     answered = key and await app.db.read(value, sql=ANSWERED, user_id=request.user.user_id, key=key)
-    if not answered and free_mb(app) < app.settings.disk_low_mb:
+    if not answered and shutil.disk_usage(app.settings.data).free >> 20 < app.settings.disk_low_mb:
         raise DiskFull("The disk is almost full: nothing new is made until there is room.")
     moderation_id = None if answered else await moderate(app, wish)
     stored = await request.write_once(request_video, key, wish, id=id, order=order, timeout=minutes * MINUTE,
@@ -4280,8 +4259,7 @@ class Site(Litestar):
             await super().__call__(scope, receive, answer)
         finally:
             took_s = time.perf_counter() - began_s
-            words = scope["method"], scope.get("path_template", "?"), str(status)
-            app.requests.labels(*words).observe(took_s)
+            app.requests.labels(scope["method"], scope.get("path_template", "?"), str(status)).observe(took_s)
             log.info("%s %s %s in %.1f ms", scope["method"], quote(scope["path"]), status, took_s * 1000)
 
 def http(app: App) -> Site:
@@ -4308,7 +4286,6 @@ def http(app: App) -> Site:
 # ---------------------------------------------------------------------------
 # Every command is a client of the HTTP API: of the running server, or, when there is none, of an app that it
 # opens itself.  So there is one way in which things are done.
-
 FIRST_START = (STATIC / "first-start.txt").read_text().replace("\\\n", "")
 
 class Server(uvicorn.Server):
@@ -4448,9 +4425,10 @@ def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> N
     """Let a start of this version happen to a copy."""
     if wanted:
         data = Path(read_settings(os.environ).data)
-        with tempfile.TemporaryDirectory(dir=data) as folder:
-            in_file(data / "videofly.db", functools.partial(run, sql=COPY, path=f"{folder}/copy.db"))
-            prove_copy(Path(folder) / "copy.db")
+        (copy := data / "temporary" / "rehearsal.db").unlink(missing_ok=True)
+        in_file(data / "videofly.db", functools.partial(run, sql=COPY, path=f"{copy}"))
+        prove_copy(copy)
+        copy.unlink()
         click.echo("The database can be upgraded, and its books are right.")
         context.exit()
 

@@ -88,7 +88,7 @@ def test_most_functions_are_seen_at_a_glance():
 
 
 def test_the_book_is_short():
-    """Its definitions lie one blank line apart, everywhere: sections have banners."""
+    """Its definitions lie one blank line apart, everywhere; banners stand on what they introduce."""
     assert SOURCE.count("\n") < 4500
     assert "\n\n\n" not in SOURCE
 
