@@ -2219,11 +2219,12 @@ class BucketStorage:
         await on_thread(self.pool, self.client.fget_object, self.bucket, key, str(file))
 
     async def end_uploads(self, before: datetime) -> None:
-        """Give up uploads that were cut off: their parts are in no list, and cost money."""
-        unfinished = (await on_thread(self.pool, self.client._list_multipart_uploads, self.bucket)).uploads
-        for one in (one for one in unfinished if one.initiated_time and one.initiated_time < before):
-            await on_thread(self.pool, self.client._abort_multipart_upload,
-                            self.bucket, one.object_name, one.upload_id)
+        """Give up uploads of ours that were cut off: their parts are in no list, and cost money."""
+        for one in (await on_thread(self.pool, self.client._list_multipart_uploads, self.bucket)).uploads:
+            is_ours = one.object_name.startswith(("videos/", "uploads/", "backups/"))
+            if is_ours and (one.initiated_time or before) < before:
+                await on_thread(self.pool, self.client._abort_multipart_upload,
+                                self.bucket, one.object_name, one.upload_id)
 
     async def check(self) -> None:
         if not await on_thread(self.pool, self.client.bucket_exists, self.bucket):
@@ -2901,12 +2902,12 @@ def restore(data: Path, source: Path) -> Path:
 
 async def newest_backup(data: Path, storage: Storage) -> Path | None:
     """The newest backup that there is, here or in the bucket."""
-    here, part = max((data / "backups").glob("????-*Z.db"), default=None), data / "temporary" / "newest.db"
-    there = max(await storage.keys("backups"), default="")  # whose names are their times
-    if Path(there).name <= (here.name if here else "") or not isinstance(storage, BucketStorage):
-        return here
-    await storage.fetch(there, part)
-    return part
+    here = max((data / "backups").glob("????-*Z.db"), default=None)
+    is_one = re.compile(r"backups/\d{4}-.+Z\.db").fullmatch
+    there = max(filter(is_one, await storage.keys("backups")), default="")
+    if isinstance(storage, BucketStorage) and Path(there).name > (here.name if here else ""):
+        await storage.fetch(there, here := data / "temporary" / Path(there).name)
+    return here
 
 def litestream(settings: Settings, replica: int, *words: str) -> tuple[str, list[str], dict[str, str]]:
     """What to execute: Litestream, its command line, and its environment, where the secrets are."""
@@ -3415,8 +3416,7 @@ async def watch(app: App) -> None:
 # signed_in or administrator before it there is no request.user, who asks: what uses it fails closed.
 BODY_MAX, UPLOAD_MAX = 256 * 1024, 10_000_000  # bytes of JSON, of an image
 WAIT_MAX_S, RETRY_WAIT_S = 60, 30  # Prefer: wait; a retry
-STREAMS_MAX = 20  # open event streams of a user
-STREAM_LIFE_S, PING_S = 600, 15  # after its life the browser connects again, and is checked again
+STREAMS_MAX, STREAM_LIFE_S, PING_S = 20, 600, 15  # of a user; then the browser connects and is checked again
 AnyRequest = litestar.Request[Any, Any, Any]
 HAS_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 signature = functools.cache(inspect.signature)

@@ -408,7 +408,7 @@ async def test_of_folder_and_bucket_the_newer_backup_is_the_latest(tmp_path, bac
     async def restore():
         in_another_second()
         await v.bring_back(v.read_settings({"VIDEOFLY_DATA": str(backed_up)} | bucket), "latest")
-        return credits_in(backed_up), "newest.db" in capsys.readouterr().out
+        return credits_in(backed_up), "temporary/" in capsys.readouterr().out
 
     (here,) = (backed_up / "backups").glob("*.db")
     here.rename(here.with_name("2020-01-01T000000Z.db"))
