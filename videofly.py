@@ -4425,10 +4425,9 @@ def rehearse(context: click.Context, option: click.Parameter, wanted: bool) -> N
     """Let a start of this version happen to a copy."""
     if wanted:
         data = Path(read_settings(os.environ).data)
-        (copy := data / "temporary" / "rehearsal.db").unlink(missing_ok=True)
-        in_file(data / "videofly.db", functools.partial(run, sql=COPY, path=f"{copy}"))
-        prove_copy(copy)
-        copy.unlink()
+        with tempfile.TemporaryDirectory(dir=data if data.exists() else None) as folder:
+            in_file(data / "videofly.db", functools.partial(run, sql=COPY, path=f"{folder}/copy.db"))
+            prove_copy(Path(folder) / "copy.db")
         click.echo("The database can be upgraded, and its books are right.")
         context.exit()
 
