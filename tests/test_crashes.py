@@ -177,7 +177,7 @@ class World:
 @pytest.fixture(scope="module")
 def http():
     """The HTTP side, built once; each world's app is put behind it."""
-    return v.http(types.SimpleNamespace(creem=None))
+    return v.http(types.SimpleNamespace(creem=None, settings=v.Settings()))
 
 
 class Client:
