@@ -312,7 +312,7 @@ CREATE TABLE videos (
 -- Ids begin with the time, so these two list a user's videos; the first also counts those being made.
 CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
 CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
-CREATE INDEX videos_kept      ON videos (finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
+CREATE INDEX videos_kept      ON videos (status, finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
 
 -- With the names that people see; and what it cost and why: each hold, the rows of the journal, the orders to providers.

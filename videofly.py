@@ -274,7 +274,7 @@ APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
 TICK = "INSERT INTO clock (now, kept) VALUES (:now, :kept)"
 OUR_MEDIA = """SELECT value FROM json_each(:keys) WHERE value GLOB 'videos/*'
-               AND substr(value, 8, 36) IN (SELECT id FROM videos)"""  # made for a video of this database
+               AND substr(value, 8, 36) IN (SELECT id FROM videos WHERE finished_at IS NOT NULL)"""
 CHECKPOINT = "PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = 5000"
 LEAVE_CHECKPOINTS = "PRAGMA wal_autocheckpoint = 65536"  # to Litestream, whose SQLite may, up to 256 MiB
 FREE_JOBS = "UPDATE jobs SET leased_until_at = 0"  # at start: whoever had one is gone
@@ -296,7 +296,7 @@ class Database:
     """One connection that writes, in groups, and some that only read."""
     def __init__(self, writer: Thread, *readers: Thread) -> None:
         self._writer, self._readers = writer, itertools.cycle(readers)
-        self._waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
+        self.waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
         self._committing: asyncio.Task[None] | None = None
         self.on_news: Callable[[set[str]], None] = lambda users: None  # after each commit: who has new events
 
@@ -320,10 +320,10 @@ class Database:
 
     async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         """Run fn as a transaction: all of it happens, durably, or on any exception none."""
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self.waiting) >= WAITING_MAX:
             raise Busy
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((functools.partial(fn, **kwargs), answer))
+        self.waiting.append((functools.partial(fn, **kwargs), answer))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_waiting())
         return await answer
@@ -331,24 +331,20 @@ class Database:
     async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         return await next(self._readers).run(fn, **kwargs)
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
     async def tidy(self, first: str = "") -> None:
         """Keep SQLite's statistics fresh, and before that checkpoint, if nobody reads for long."""
         with contextlib.suppress(sqlite3.Error):  # on a full disk
             await self._writer.run(lambda db: db.executescript(f"{first}; PRAGMA optimize"))
 
     async def _commit_waiting(self) -> None:
-        while self._waiting:
+        while self.waiting:
             # Wait for those just coming: work on their requests would only get in our commit's way.
             before = 0
-            while before < len(self._waiting) < BATCH_MAX:
-                before = len(self._waiting)
+            while before < len(self.waiting) < BATCH_MAX:
+                before = len(self.waiting)
                 for _ in range(2):  # one turn of the loop reads a request, the next handles it
                     await asyncio.sleep(0)
-            batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            batch = [self.waiting.popleft() for _ in range(min(BATCH_MAX, len(self.waiting)))]
             try:
                 outcomes, news = await self._writer.run(commit, [act for act, _ in batch])
             except BaseException as failure:
@@ -1900,8 +1896,9 @@ def archive_videos(db: Db, *, failed: int, completed: int, now: int) -> dict[str
     go after a day, when the worker comes by."""
     return Counter(done for (done,) in db.execute("""
         UPDATE videos SET deleted_at = :now, due_at = :now + :day, changed_at = :now WHERE id IN (
-            SELECT id FROM videos WHERE deleted_at IS NULL AND status IN ('FAILED', 'COMPLETED')
-            AND finished_at <= :now - iif(status = 'FAILED', :failed, :completed) LIMIT 500)
+            SELECT id FROM (VALUES ('FAILED', :failed), ('COMPLETED', :completed)) k JOIN videos v
+            ON v.status = k.column1 AND v.finished_at <= :now - k.column2
+            WHERE v.finished_at IS NOT NULL AND v.deleted_at IS NULL LIMIT 500)
         RETURNING iif(status = 'FAILED', 'deletedFailed', 'archivedCompleted')
     """, {"now": now, "day": DAY, "failed": failed, "completed": completed}).fetchall())
 
@@ -2207,11 +2204,11 @@ class BucketStorage:
             each.object_name: each.last_modified.timestamp()
             for each in self.client.list_objects(self.bucket, f"{under}/", recursive=True)})
 
-    def folders(self, under: str) -> list[str]:
-        """The names of those right below.  Raises Refused."""
+    def folders(self, under: str) -> list[int]:
+        """The numbers that folders right below have for names.  Raises Refused."""
         try:
             found = self.client.list_objects(self.bucket, f"{under}/")
-            return [each.object_name.split("/")[1] for each in found]
+            return [int(name) for each in found if (name := each.object_name.split("/")[1]).isdecimal()]
         except Exception as failure:
             raise Refused(f"S3_ENDPOINT: {failure}") from None
 
@@ -2887,11 +2884,11 @@ def restore(data: Path, source: Path) -> Path:
     try:
         shutil.copyfile(source, part)
         prove_copy(part)
-    except (OSError, Refused) as failure:
+    except (OSError, Refused, sqlite3.Error) as failure:
         raise Refused(f"{source} is not right, and was not restored: {failure}") from None
     if database.exists():
         aside.mkdir()
-        with contextlib.suppress(Refused):  # a damaged one; else this brings its -wal home
+        with contextlib.suppress(Refused, sqlite3.Error):  # a damaged one; else this brings its -wal home
             in_file(database, integrity_faults, "rw")
         os.link(database, aside / database.name)
     for rest in (path for path in data.glob("videofly.db-*") if path.name.endswith(("-wal", "-shm"))):
@@ -2927,8 +2924,8 @@ def go_under_litestream(settings: Settings) -> None:
     data, home = Path(settings.data), Path(settings.data) / "litestream"
     database, number, part = data / "videofly.db", home / "number", data / "temporary" / "replica.db"
     with own(data, settings):
-        if not (database.exists() and number.exists()):
-            newest = max(map(int, BucketStorage(settings).folders("litestream")), default=0)
+        if not (database.exists() and number.exists() and number.read_text().isdecimal()):
+            newest = max(BucketStorage(settings).folders("litestream"), default=0)
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(mode=0o700)
             if newest and not database.exists():
@@ -2943,10 +2940,13 @@ def go_under_litestream(settings: Settings) -> None:
     child = shlex.join([sys.executable, *sys.argv])
     os.execve(*litestream(settings, int(number.read_text()), "replicate", "-exec", child))  # noqa: S606
 
-async def begin(data: Path, storage: Storage) -> None:
+async def begin(data: Path, settings: Settings, storage: Storage) -> None:
     """A new machine begins with the newest backup, if there is any.  Raises Refused: it might be there."""
+    is_new = not (data / "videofly.db").exists()
+    if is_new and settings.litestream == "on" and not (data / "litestream" / "number").exists():
+        raise Refused("VIDEOFLY_LITESTREAM: start the server first; it takes the replica, if there is one.")
     try:
-        if not (data / "videofly.db").exists() and (backup := await newest_backup(data, storage)):
+        if is_new and (backup := await newest_backup(data, storage)):
             await asyncio.to_thread(restore, data, backup)
             (data / "temporary" / backup.name).unlink(missing_ok=True)
             log.warning("there was no database; the newest backup is restored")
@@ -2973,7 +2973,7 @@ async def open_app(settings: Settings, *, clock: Callable[[], float] = time.time
             stack.push_async_callback(outside.close)
         ready = {name for name, who in providers.items() if not isinstance(who, HttpProvider) or who.ready}
         catalogue = with_providers(catalogue, ready)
-        await begin(data, storage)
+        await begin(data, settings, storage)
         db = await stack.enter_async_context(Database.open(data / "videofly.db"))
         stack.push_async_callback(local.close)
         acted = Sandbox(settings.creem_webhook_secret or sign(secret, "sandbox", ""), catalogue, clock)
@@ -3082,7 +3082,8 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
     lost = sent and not provider.repeatable
     # The intent comes first: after a crash the answer is unknown, or, where that is possible, asked again.
     due_at = app.now() if provider.repeatable else job.deadline_at
-    if lost or not await app.write(step_video, job=job, submitted_at=app.now(), due_at=due_at):
+    sent_at = job.submitted_at if lost else app.now()
+    if not await app.write(step_video, job=job, submitted_at=sent_at, due_at=due_at) or lost:
         return
     try:
         ref = await provider.submit(job)
@@ -3090,7 +3091,7 @@ async def submit(app: App, provider: Provider, job: Job) -> None:
         breaker.heard(not refusal.again, app.now())
         await ask_next(app, job, refusal)
     except httpx.HTTPError as failure:
-        log.warning("video %s: the provider's answer was lost: %s", job.id, failure)
+        log.warning("video %s: the provider's answer was lost: %s", job.id, type(failure).__name__)
         breaker.heard(False, app.now())
         if provider.repeatable:
             raise
@@ -3260,7 +3261,7 @@ async def look_at_media(app: App) -> dict[str, Any]:
     stored = await app.storage.keys("videos") | await app.storage.keys("uploads")
     now_known = dict(await app.db.read(rows, sql="media"))  # what was removed meanwhile is not missing
     missing = sorted(key for key in known.keys() - stored.keys() if now_known.get(key))
-    strange = [key for key, since_s in stored.items() if key not in known and since_s < time.time() - 86_400]
+    strange = [key for key, at in stored.items() if key not in now_known and at < time.time() - 86_400]
     orphans = await app.db.read(rows, sql=OUR_MEDIA, keys=as_json(strange))
     for (key,) in orphans:
         await app.storage.delete(key)
@@ -3395,7 +3396,7 @@ async def vital_signs(app: App) -> list[Sign]:
         await app.db.write(value, sql=LAST_EVENT)
     free, wal_mb = shutil.disk_usage(app.settings.data).free >> 20, size_of(app, "videofly.db-wal") >> 20
     signs = [sign_of_worker(app), sign_of("wal", wal_mb <= WAL_MAX_MB, f"{wal_mb} MiB"),
-             sign_of("writer", not waiting.cancelled_caught, f"{app.db.waiting} transactions wait"),
+             sign_of("writer", not waiting.cancelled_caught, f"{len(app.db.waiting)} transactions wait"),
              sign_of("disk", free >= app.settings.disk_low_mb, f"{free} MiB free")]
     last = await app.db.read(rows, sql="vital_jobs")
     return signs + [sign_of(what, app.now() - well_at < 2 * DAY, detail) for what, well_at, detail in last]
@@ -3722,10 +3723,10 @@ ImageForm = TypedDict("ImageForm", {"file": UploadFile})
 
 async def upload_image(request: Request, data: MultipartBody[ImageForm]) -> Upload:
     """An image (JPEG, PNG, WebP, GIF; 10 MB at most) in the form field `file`, to be animated."""
-    if len(content := await data["file"].read()) > UPLOAD_MAX:
-        raise TooLarge("An image may have 10 MB at most.")
     app = request.parts
     async with app.examining:
+        if len(content := await data["file"].read()) > UPLOAD_MAX:
+            raise TooLarge("An image may have 10 MB at most.")
         media_type, ending = await asyncio.to_thread(examine_image, content)
     key = f"uploads/{new_uuid(app.now())}.{ending}"
     part = app.temporary / key.replace("/", "-")
@@ -4223,7 +4224,7 @@ def measures(app: App) -> Iterator[tuple[str, str, str, float]]:
     yield "videofly_disk_free_bytes", "Room for everything", "{}", shutil.disk_usage(app.settings.data).free
     yield "videofly_streams", "Open event streams", "{}", app.streams.total()
     yield "videofly_steps", "Steps of videos that are being taken", "{}", len(app.working)
-    yield "videofly_transactions_waiting", "For the writer", "{}", app.db.waiting
+    yield "videofly_transactions_waiting", "For the writer", "{}", len(app.db.waiting)
     if app.settings.litestream == "on":
         lag_s = (app.now() - app.replicated_at) / SECOND
         yield "videofly_replica_lag_seconds", "Age of Litestream's replica", "{}", lag_s
@@ -4245,8 +4246,8 @@ class Site(Litestar):
         id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
         REQUEST_ID.set(id)
         path, below = scope["path"], urlsplit(app.settings.public_url).path
-        if below and path.startswith(f"{below}/"):  # as a proxy that keeps paths sends it
-            scope |= {"path": path.removeprefix(below), "root_path": below}
+        if below and f"{path}/".startswith(f"{below}/"):  # as a proxy that keeps paths sends it
+            scope |= {"path": path.removeprefix(below) or "/", "root_path": below}
 
         async def answer(message: Any) -> None:
             nonlocal status

@@ -158,6 +158,9 @@ def test_a_machine_that_was_given_up_and_comes_back_spoils_nothing(machine):
 
 def test_a_replica_that_is_not_right_is_not_taken(machine):
     one, other = machine("a"), machine("b")
+    with pytest.raises(AssertionError, match="start the server first"):  # what it began would hide a replica
+        one.command("user", "add", "ada@example.com")
+    assert one.start().stop() == 0
     one.command("user", "add", "ada@example.com")
     with contextlib.closing(sqlite3.connect(one.data / "videofly.db")) as db:
         db.executescript(TAMPER)
@@ -253,7 +256,10 @@ async def test_but_no_disk_fills_while_it_cannot(machine, monkeypatch):
     found = []
     monkeypatch.setattr(v.Server, "serve", look)
     monkeypatch.setattr(v, "write_log", lambda form: None)
-    await v.serve_until_stopped(v.read_settings(machine("a").environ))
+    one = machine("a")
+    (one.data / "litestream").mkdir(parents=True)
+    (one.data / "litestream" / "number").write_text("1")  # as going under it leaves it
+    await v.serve_until_stopped(v.read_settings(one.environ))
     assert found[0] * 4096 == 256 * 2**20
 
 

@@ -37,7 +37,7 @@ with open(sys.argv[1], "a") as file:
 def test_three_hundred_videos_at_once_survive_a_restart_and_the_loop_never_waits_long(tmp_path):
     with Upstream("openai", dialect="vllm", timeline=["running", "running", "succeeded"]) as upstream:
         for step in ("submit", "poll", "content"):
-            upstream.always(step, slow(2))
+            upstream.always(step, slow(1))
         text = CATALOG.format(like="openai", url=f"{upstream.url}/v1", model="m", body="{}", extra="")
         (tmp_path / "catalog.toml").write_text(text)
         lateness = tmp_path / "lateness"
