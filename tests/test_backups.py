@@ -214,6 +214,20 @@ def test_what_is_not_right_is_not_restored(tmp_path, harm):
     assert list(data.glob("replaced-*")) == [] and run(data, "audit")[0] == 0
 
 
+def test_a_good_backup_takes_the_place_of_a_damaged_database(tmp_path):
+    data, file = tmp_path / "data", tmp_path / "backup.db"
+    run(data, "user", "add", "ada@example.com")
+    assert run(data, "backup", str(file))[0] == 0
+    damaged = bytearray((data / "videofly.db").read_bytes())
+    damaged[4096:60_000] = bytes(60_000 - 4096)
+    (data / "videofly.db").write_bytes(damaged)
+    code, said, _ = run(data, "restore", str(file))
+    assert code == 0 and "is restored" in said
+    (aside,) = data.glob("replaced-*")
+    assert (aside / "videofly.db").read_bytes()[4096:60_000] == bytes(60_000 - 4096)
+    assert run(data, "audit")[0] == 0 and books_in(data / "videofly.db") == books_in(file)
+
+
 def test_an_older_backup_is_brought_up_to_date(tmp_path):
     file = tmp_path / "old.db"
     with contextlib.closing(sqlite3.connect(file)) as db:
