@@ -297,7 +297,7 @@ CREATE TABLE videos (
     created_at       INTEGER NOT NULL,
     changed_at       INTEGER NOT NULL,
     finished_at      INTEGER,
-    archive_at       INTEGER,                           -- when it will be archived, as its owner was told
+    archive_at       INTEGER,                           -- when it may be archived at the soonest: its owner was told
     deleted_at       INTEGER,
     CHECK (ref IS NULL OR submitted_at IS NOT NULL),
     CHECK (status <> 'GENERATING' OR ref IS NOT NULL),
@@ -633,7 +633,7 @@ CREATE TRIGGER clock_warns AFTER INSERT ON clock BEGIN
     UPDATE credit_packages SET warned_at = NEW.now WHERE id IN (
         SELECT id FROM credit_packages WHERE remaining > 0 AND warned_at IS NULL
         AND expires_at BETWEEN NEW.now AND NEW.now + 604800000 LIMIT 500);
-    UPDATE videos SET archive_at = max(finished_at + NEW.kept, NEW.now), changed_at = NEW.now WHERE id IN (
+    UPDATE videos SET archive_at = max(finished_at + NEW.kept, NEW.now + min(604800000, NEW.kept)), changed_at = NEW.now WHERE id IN (
         SELECT id FROM videos WHERE finished_at IS NOT NULL AND finished_at <= NEW.now + 604800000 - NEW.kept
         AND deleted_at IS NULL AND archive_at IS NULL AND status = 'COMPLETED' LIMIT 500);
 END;

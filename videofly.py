@@ -1896,9 +1896,9 @@ def archive_videos(db: Db, *, failed: int, completed: int, now: int) -> dict[str
     go after a day, when the worker comes by."""
     return Counter(done for (done,) in db.execute("""
         UPDATE videos SET deleted_at = :now, due_at = :now + :day, changed_at = :now WHERE id IN (
-            SELECT id FROM (VALUES ('FAILED', :failed), ('COMPLETED', :completed)) k JOIN videos v
-            ON v.status = k.column1 AND v.finished_at <= :now - k.column2
-            WHERE v.finished_at IS NOT NULL AND v.deleted_at IS NULL LIMIT 500)
+            SELECT id FROM (VALUES ('FAILED', :failed), ('COMPLETED', :completed)) JOIN videos
+            ON status = column1 AND finished_at <= :now - column2 AND finished_at IS NOT NULL
+            WHERE deleted_at IS NULL AND (status = 'FAILED' OR archive_at <= :now) LIMIT 500)
         RETURNING iif(status = 'FAILED', 'deletedFailed', 'archivedCompleted')
     """, {"now": now, "day": DAY, "failed": failed, "completed": completed}).fetchall())
 

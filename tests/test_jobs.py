@@ -352,8 +352,10 @@ def files(app):
 
 
 async def age(app, id, days):
-    """Let so many days have passed since a video ended."""
+    """Let so many days have passed since a video ended, of which its owner was told a week before."""
     ((at,),) = await rows(app, "SELECT finished_at FROM videos WHERE id = :id", id=id)
+    app.clock.t = at / 1000 + (days - 7) * DAY
+    await ran(app, "prune")
     app.clock.t = at / 1000 + days * DAY
 
 
@@ -394,6 +396,7 @@ async def test_how_long_they_are_kept_can_be_set(open_app, clock, provider):
     async with open_app(video_failed_days=2, video_completed_days=1) as app:
         ada = await person(app, "ada@example.com", credits=100)
         await app.write(ended, user_id=ada.id, completed=1, failed=1)
+        await ran(app, "prune")
         clock.pass_s(DAY - 1)
         assert await taken_away(app) == (0, 0)
         clock.pass_s(1)
@@ -510,7 +513,11 @@ async def test_1200_videos_are_taken_away_at_once(app, clock):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
     clock.pass_s(90 * DAY)
-    assert await taken_away(app) == (500, 700)
+    assert await taken_away(app) == (500, 0)  # nobody was told a week before of the others
+    await ran(app, "prune")
+    await ran(app, "prune")
+    clock.pass_s(7 * DAY)
+    assert await taken_away(app) == (0, 700)
     assert len(files(app)) == 1400
     clock.pass_s(DAY)
     await work(app, for_s=0)
@@ -572,7 +579,9 @@ async def test_a_scheduler_elsewhere_may_call_any_number_of_times(timed, clock):
     app, client = timed
     ada = await person(app, "ada@example.com", credits=50, expires_at=app.now() + 90 * DAY * 1000)
     await app.write(ended, user_id=ada.id, completed=2, failed=1)
-    clock.pass_s(90 * DAY)
+    clock.pass_s(83 * DAY)
+    await ran(app, "prune")
+    clock.pass_s(7 * DAY)
     expiry, cleanup = NIGHTLY
     for packages, failed, completed in ((1, 1, 2), (0, 0, 0), (0, 0, 0)):
         for path, data in ((expiry, {"expiredPackages": packages}),
