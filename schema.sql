@@ -2,14 +2,15 @@
 --
 -- Conventions.  Every table is STRICT.  Times are integer milliseconds since the epoch, in columns
 -- named *_at, and are always passed in: SQL never reads the clock, so a test owns time.  Credits are
--- whole numbers.  Booleans are 0 and 1.  States are words, listed in a CHECK.  Secrets (sessions, keys,
--- invitations) are kept only as SHA-256 digests.  Rows are deleted only where the comment says so.
+-- whole numbers.  Booleans are 0 and 1.  States are words, listed in a CHECK, one by one: for an IN of three or
+-- more SQLite builds a table whenever it is checked.  Secrets (sessions, keys, invitations) are kept only as
+-- SHA-256 digests.  Rows are deleted only where the comment says so.
 --
 -- This is a NEW database at the newest version.  An older file is brought here by comparison with this page
 -- (`reshape` in videofly.py); a test holds the two equal.
 
 PRAGMA application_id = 0x56464C59;                     -- 'VFLY', for file(1)
-PRAGMA user_version   = 3;
+PRAGMA user_version   = 4;
 
 ---------------------------------------------------------------------------------------- people --
 
@@ -108,7 +109,8 @@ CREATE VIEW sign_in_waits AS
 CREATE TABLE credit_packages (
     id               INTEGER NOT NULL PRIMARY KEY,
     user_id          TEXT    NOT NULL REFERENCES users(id),
-    trans_type       TEXT    NOT NULL CHECK (trans_type IN ('NEW_USER', 'ORDER_PAY', 'SUBSCRIPTION', 'SYSTEM_ADJUST')),
+    trans_type       TEXT    NOT NULL CHECK (trans_type = 'NEW_USER' OR trans_type = 'ORDER_PAY' OR
+                                                     trans_type = 'SUBSCRIPTION' OR trans_type = 'SYSTEM_ADJUST'),
     source_ref       TEXT    NOT NULL,                  -- what was paid for: an order, a period, the user of a gift
     initial          INTEGER NOT NULL CHECK (initial BETWEEN 1 AND 1000000000),
     remaining        INTEGER NOT NULL DEFAULT 0 CHECK (remaining >= 0),
@@ -144,7 +146,7 @@ CREATE TABLE credit_holds (
     api_key_id       TEXT             REFERENCES api_keys(id),
     credits          INTEGER NOT NULL CHECK (credits > 0),
     catalog_version  TEXT    NOT NULL,                  -- of the catalogue that gave the price
-    state            TEXT    NOT NULL DEFAULT 'frozen' CHECK (state IN ('frozen', 'settled', 'released')),
+    state            TEXT    NOT NULL DEFAULT 'frozen' CHECK (state = 'frozen' OR state = 'settled' OR state = 'released'),
     created_at       INTEGER NOT NULL,
     resolved_at      INTEGER,
     UNIQUE (video_id, attempt),
@@ -174,15 +176,23 @@ CREATE TABLE credit_transactions (
     user_id        TEXT    NOT NULL REFERENCES users(id),
     package_id     INTEGER NOT NULL REFERENCES credit_packages(id),
     hold_id        INTEGER          REFERENCES credit_holds(id),
-    kind           TEXT    NOT NULL CHECK (kind IN ('grant', 'freeze', 'settle', 'release', 'expire', 'deduct', 'refund')),
-    trans_type     TEXT    NOT NULL CHECK (trans_type IN ('NEW_USER', 'ORDER_PAY', 'SUBSCRIPTION', 'VIDEO_CONSUME',
-                                                          'REFUND', 'EXPIRED', 'SYSTEM_ADJUST')),
+    kind           TEXT    NOT NULL,
+    trans_type     TEXT    NOT NULL,
     credits        INTEGER NOT NULL CHECK (credits > 0),
     balance_after  INTEGER NOT NULL CHECK (balance_after >= 0),     -- all that remains to the user, after this row
     note           TEXT    NOT NULL DEFAULT '',
     created_at     INTEGER NOT NULL,
     hash           TEXT    NOT NULL CHECK (length(hash) = 64),
-    CHECK ((kind IN ('freeze', 'settle', 'release')) = (hold_id IS NOT NULL))
+    CHECK (CASE kind
+        WHEN 'grant'   THEN hold_id IS NULL     AND (trans_type = 'NEW_USER' OR trans_type = 'ORDER_PAY' OR
+                                                     trans_type = 'SUBSCRIPTION' OR trans_type = 'SYSTEM_ADJUST')
+        WHEN 'freeze'  THEN hold_id IS NOT NULL AND trans_type = 'VIDEO_CONSUME'
+        WHEN 'settle'  THEN hold_id IS NOT NULL AND trans_type = 'VIDEO_CONSUME'
+        WHEN 'release' THEN hold_id IS NOT NULL AND trans_type = 'REFUND'
+        WHEN 'expire'  THEN hold_id IS NULL     AND trans_type = 'EXPIRED'
+        WHEN 'deduct'  THEN hold_id IS NULL     AND trans_type = 'SYSTEM_ADJUST'
+        WHEN 'refund'  THEN hold_id IS NULL     AND trans_type = 'REFUND'
+        ELSE 0 END)
 ) STRICT;
 
 CREATE INDEX credit_transactions_by_user     ON credit_transactions (user_id, id);
@@ -220,13 +230,11 @@ CREATE VIEW shown_holds AS
 
 CREATE TRIGGER transactions_apply AFTER INSERT ON credit_transactions BEGIN
     UPDATE credit_packages SET
-        remaining = remaining + CASE WHEN NEW.kind IN ('grant', 'release') THEN NEW.credits
-                                     WHEN NEW.kind IN ('freeze', 'expire', 'deduct', 'refund') THEN -NEW.credits ELSE 0 END,
-        frozen    = frozen    + CASE WHEN NEW.kind = 'freeze' THEN NEW.credits
-                                     WHEN NEW.kind IN ('settle', 'release') THEN -NEW.credits ELSE 0 END,
-        used      = used      + CASE WHEN NEW.kind IN ('settle', 'deduct') THEN NEW.credits ELSE 0 END,
-        expired   = expired   + CASE WHEN NEW.kind = 'expire' THEN NEW.credits ELSE 0 END,
-        refunded  = refunded  + CASE WHEN NEW.kind = 'refund' THEN NEW.credits ELSE 0 END
+        remaining = remaining + NEW.credits * CASE NEW.kind WHEN 'grant'  THEN 1 WHEN 'release' THEN  1 WHEN 'settle'  THEN  0 ELSE -1 END,
+        frozen    = frozen    + NEW.credits * CASE NEW.kind WHEN 'freeze' THEN 1 WHEN 'settle'  THEN -1 WHEN 'release' THEN -1 ELSE  0 END,
+        used      = used      + NEW.credits * CASE NEW.kind WHEN 'settle' THEN 1 WHEN 'deduct'  THEN  1 ELSE 0 END,
+        expired   = expired   + NEW.credits * (NEW.kind = 'expire'),
+        refunded  = refunded  + NEW.credits * (NEW.kind = 'refund')
     WHERE id = NEW.package_id AND user_id = NEW.user_id;
 END;
 
@@ -273,7 +281,8 @@ CREATE TABLE videos (
     credits          INTEGER NOT NULL CHECK (credits > 0),          -- its price
     moderation_id    TEXT,                              -- of Creem's verdict on the prompt; the freeze notes it too
     status           TEXT    NOT NULL DEFAULT 'PENDING'
-                     CHECK (status IN ('PENDING', 'GENERATING', 'UPLOADING', 'COMPLETED', 'FAILED')),
+                     CHECK (status = 'PENDING' OR status = 'GENERATING' OR status = 'UPLOADING' OR
+                            status = 'COMPLETED' OR status = 'FAILED'),
     attempt          INTEGER NOT NULL DEFAULT 1 CHECK (attempt > 0),
     tries            INTEGER NOT NULL DEFAULT 0,        -- calls made outside in this status, for the back-off
     progress         INTEGER NOT NULL DEFAULT 0 CHECK (progress BETWEEN 0 AND 100),
@@ -310,7 +319,7 @@ CREATE TABLE videos (
 ) STRICT, WITHOUT ROWID;
 
 -- Ids begin with the time, so these two list a user's videos; the first also counts those being made.
-CREATE INDEX videos_running   ON videos (user_id, id) WHERE finished_at IS NULL;
+CREATE INDEX videos_running   ON videos (user_id, finished_at, id) WHERE finished_at IS NULL;     -- all that counting needs
 CREATE INDEX videos_finished  ON videos (user_id, id) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_kept      ON videos (status, finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 CREATE INDEX videos_due       ON videos (due_at) WHERE due_at IS NOT NULL;
@@ -358,7 +367,7 @@ CREATE VIEW listed_videos AS
     SELECT * FROM shown_videos WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
--- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
+-- why it was refused, for good: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
 -- sent, and no answer came.
 CREATE TABLE provider_jobs (
     id           INTEGER NOT NULL PRIMARY KEY,
@@ -368,8 +377,9 @@ CREATE TABLE provider_jobs (
     taken_at     INTEGER,
     ended_at     INTEGER,
     ref          TEXT,
-    state        TEXT    NOT NULL DEFAULT 'unknown' CHECK (state IN ('unknown', 'taken', 'queued', 'running', 'succeeded',
-                         'failed', 'canceled', 'missing', 'refused', 'away')),      -- refused: for good
+    state        TEXT    NOT NULL DEFAULT 'unknown'
+                 CHECK (state = 'unknown' OR state = 'taken' OR state = 'queued' OR state = 'running' OR state = 'succeeded' OR
+                        state = 'failed' OR state = 'canceled' OR state = 'missing' OR state = 'refused' OR state = 'away'),
     cost         REAL,                                  -- as the provider told it, in whatever it counts
     error        TEXT
 ) STRICT;
@@ -465,7 +475,7 @@ CREATE TABLE payment_events (
     credits          INTEGER CHECK (credits > 0),       -- of a sale: what the product gave when it was heard of
     promised         INTEGER CHECK (promised > 0),      -- of a plan's change, where its credits come at once
     entitlement      TEXT,                              -- what a sale is for: the payment, or a subscription's period
-    state            TEXT    NOT NULL DEFAULT 'attention' CHECK (state IN ('applied', 'attention', 'ignored')),
+    state            TEXT    NOT NULL DEFAULT 'attention' CHECK (state = 'applied' OR state = 'attention' OR state = 'ignored'),
     effect           TEXT    NOT NULL DEFAULT '',
     CHECK (credits IS NULL OR (is_sale AND payment IS NOT NULL AND user_id IS NOT NULL AND entitlement IS NOT NULL))
 ) STRICT;
@@ -673,9 +683,10 @@ CREATE VIEW vital_jobs AS
 ---------------------------------------------------------------------------------------- events --
 
 -- What happened, in one order for everyone who listens; a reader who was away goes on from the last id it
--- saw.  Written by triggers, so that nothing happens untold.  Deleted after a week; ids are never used again.
+-- saw.  Written by triggers, so that nothing happens untold.  Deleted after a week, but for the newest: so ids
+-- are never used again.
 CREATE TABLE events (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          INTEGER NOT NULL PRIMARY KEY,
     user_id     TEXT    NOT NULL REFERENCES users(id),
     type        TEXT    NOT NULL CHECK (type GLOB 'video.*' OR type GLOB 'credits.*'),
     data        TEXT    NOT NULL CHECK (json_valid(data)),
@@ -697,7 +708,7 @@ WHEN (NEW.status, NEW.progress, NEW.deleted_at) IS NOT (OLD.status, OLD.progress
             json_object('videoUuid', NEW.id, 'status', NEW.status, 'progress', NEW.progress), NEW.changed_at);
 END;
 CREATE TRIGGER transactions_tell AFTER INSERT ON credit_transactions
-WHEN NEW.kind IN ('grant', 'expire', 'deduct', 'refund') BEGIN
+WHEN NEW.hold_id IS NULL BEGIN
     INSERT INTO events (user_id, type, data, created_at)
     VALUES (NEW.user_id, 'credits.' || rtrim(NEW.kind, 'e') || 'ed',        -- granted, expired, deducted, refunded
             json_object('credits', NEW.credits, 'transType', NEW.trans_type), NEW.created_at);

@@ -33,6 +33,7 @@ import errno
 import faulthandler
 import fcntl
 import functools
+import gc
 import hashlib
 import hmac
 import inspect
@@ -57,7 +58,6 @@ import time
 import tomllib
 import types
 import typing
-import uuid
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
@@ -437,7 +437,6 @@ def reshape(db: Db, model: Db, version: int) -> None:
     db.executescript("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;")
     with db:  # commits at its end, or rolls back
         db.execute("BEGIN IMMEDIATE")
-        counted = db.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
         for name, (type, sql) in has.items():
             if type in ("view", "trigger") or (type == "index" and wants.get(name) != (type, sql)):
                 db.execute(f"DROP {type} {name}")
@@ -451,7 +450,6 @@ def reshape(db: Db, model: Db, version: int) -> None:
         there = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
         for sql in (sql for name, (_, sql) in wants.items() if name not in there):
             db.execute(sql)
-        db.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", counted)
         if orphans := db.execute("PRAGMA foreign_key_check").fetchall():
             raise Refused(f"The database cannot be migrated: {orphans[0][0]} refers to what is gone.")
         db.execute(f"PRAGMA user_version = {version}")
@@ -491,10 +489,10 @@ def snake_case(name: str) -> str:
 def one(db: Db, as_: type[T], sql: str, **params: Any) -> T | None:
     return next(iter(many(db, as_, sql, **params)), None)
 
-def required(found: T | None, problem: click.ClickException) -> T:
+def required(found: T | None, problem: type[click.ClickException], *words: str, **details: Any) -> T:
     """What was found, or the problem that it was not."""
     if found is None:
-        raise problem
+        raise problem(*words, **details)
     return found
 
 def value(db: Db, sql: str, **params: Any) -> Any:
@@ -512,8 +510,8 @@ def run(db: Db, sql: str, **params: Any) -> int:
 
 def insert(db: Db, table: str, conflict: str = "", /, **row: Any) -> int | None:
     """Insert a row and return its number, if the table has such; None where a conflict kept it out."""
-    values = f"({', '.join(row)}) VALUES (:{', :'.join(row)})"
-    inserted = db.execute(f"INSERT INTO {table} {values} {conflict}", row)
+    values = f"({', '.join(row)}) VALUES (?{', ?' * (len(row) - 1)})"
+    inserted = db.execute(f"INSERT INTO {table} {values} {conflict}", [*row.values()])
     return inserted.lastrowid if inserted.rowcount else None
 
 def as_json(data: Any) -> str:
@@ -897,7 +895,7 @@ class Catalogue(Strict, frozen=True):
     def model(self, id: str) -> Model:
         offers = {model.id: model for model in self.models if model.enabled}
         sentence = f"There is no model {id!r}. On offer: {', '.join(offers)}."
-        return required(offers.get(id), ModelNotFound(sentence, offered=list(offers)))
+        return required(offers.get(id), ModelNotFound, sentence, offered=[*offers])
 
     @property
     def products(self) -> list[Pack | Plan]:
@@ -1052,8 +1050,8 @@ def chosen_images(model: Model, wish: NewVideo) -> list[str]:
         raise ImageRequired
     if urls and "image" not in model.modes:
         raise InvalidOption(f"{model.id} takes no image.", field="imageUrl")
-    unknown = ImageRequired("imageUrl must be what POST /api/v1/upload returned.", field="imageUrl")
-    return [required(UPLOAD_KEY.search(url), unknown)[0] for url in urls]
+    sentence = "imageUrl must be what POST /api/v1/upload returned."
+    return [required(UPLOAD_KEY.search(url), ImageRequired, sentence, field="imageUrl")[0] for url in urls]
 
 # ---------------------------------------------------------------------------
 # 6  Ledger
@@ -1298,7 +1296,7 @@ def add_user(db: Db, *, email: str, password_hash: str | None, is_admin: bool, r
         raise SignUpClosed("That invitation was used, or is too old, or never was.")
     id = new_id("usr")
     required(insert(db, "users", "ON CONFLICT (email) DO NOTHING", id=id, email=email, created_at=now,
-                    password_hash=password_hash, is_admin=is_admin), EmailTaken())
+                    password_hash=password_hash, is_admin=is_admin), EmailTaken)
     if rules.gift:
         grant(db, user_id=id, credits=rules.gift, trans_type="NEW_USER", source_ref=id, note="Welcome gift",
               expires_at=now + rules.gift_days * DAY, now=now)
@@ -1313,7 +1311,7 @@ def admit(db: Db, *, act: Callable[[Db], User], session_digest: str, now: int) -
 
 def get_user(db: Db, *, user_id: str = "", email: str = "") -> User:
     found = one(db, User, "FROM accounts WHERE id = :user_id OR email = :email", user_id=user_id, email=email)
-    return required(found, NotFound(f"There is no account {email or user_id}."))
+    return required(found, NotFound, f"There is no account {email or user_id}.")
 
 def set_up(db: Db, *, email: str, new_key: str | None, rules: CreditRules, now: int,
            password_hash: str | None = None) -> User:
@@ -1350,7 +1348,7 @@ def find_principal(db: Db, *, secret: str, now: int) -> Principal:
     """, digest=digest(secret), now=now, soon=now + REMEMBERED)
     mistyped = secret.startswith("vf_") and secret != api_key(secret[3:46])
     reason = "is mistyped" if mistyped else "or session is not valid, or not any more"
-    return required(found, Unauthorized(f"That API key {reason}."))
+    return required(found, Unauthorized, f"That API key {reason}.")
 
 def find_operator(db: Db) -> Principal:
     """Whoever can read the data folder acts as the oldest administrator, or as nobody while there is none."""
@@ -1517,7 +1515,7 @@ def apply_event(db: Db, *, id: int | str, shop: Shop, now: int) -> Effect:
 
 def find_event(db: Db, *, id: int | str) -> PaymentEvent:
     found = one(db, PaymentEvent, "FROM known_events WHERE id = :id", id=id)
-    return required(found, NotFound("There is no such event."))
+    return required(found, NotFound, "There is no such event.")
 
 def understand(db: Db, event: PaymentEvent, shop: Shop) -> PaymentEvent:
     """Note whose the event is, what was bought, and for what that counts.  Raises Puzzle."""
@@ -1606,8 +1604,8 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
     """Note who buys what, before they are sent to pay.  Raises ProductNotFound, SubscribersOnly,
     AlreadySubscribed."""
     on_sale = [one.id for one in shop.catalogue.products]
-    unknown = ProductNotFound(f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
-    product = required(shop.catalogue.product(wish.product_id), unknown)
+    product = required(shop.catalogue.product(wish.product_id), ProductNotFound,
+                       f"On sale are {', '.join(on_sale) or 'no products'}.", offered=on_sale)
     has_plan = get_user(db, user_id=user_id)["plan"]
     if isinstance(product, Plan) and has_plan:
         raise AlreadySubscribed
@@ -1619,7 +1617,7 @@ def add_checkout(db: Db, *, id: str, user_id: str, wish: CheckoutWish, shop: Sho
 
 def find_checkout(db: Db, *, id: str, user_id: str) -> Checkout:
     found = one(db, Checkout, "FROM checkouts WHERE id = :id AND user_id = :user_id", id=id, user_id=user_id)
-    return required(found, NotFound("There is no such checkout of yours."))
+    return required(found, NotFound, "There is no such checkout of yours.")
 
 def open_checkouts(db: Db, *, since: int) -> list[str]:
     """Creem's ids of those of which nothing was heard."""
@@ -1639,7 +1637,7 @@ def find_subscription(db: Db, *, user_id: str) -> Subscription:
 def find_purchase(db: Db, *, user_id: str, payment: str) -> Purchase:
     sql = "FROM payments WHERE user_id = :user_id AND payment = :payment AND credits IS NOT NULL"
     found = one(db, Purchase, sql, user_id=user_id, payment=payment)
-    return required(found, NoSubscription("You have made no such payment."))
+    return required(found, NoSubscription, "You have made no such payment.")
 
 def billing(db: Db, *, user_id: str, is_sandbox: bool, shop: Shop, now: int) -> Billing:
     """What somebody has to do with money."""
@@ -1746,7 +1744,9 @@ def request_video(db: Db, *, id: str, user_id: str, api_key_id: str | None, orde
     ordered = msgspec.structs.asdict(order) | {"images": as_json(order.images)}
     insert(db, "videos", id=id, user_id=user_id, **ordered, moderation_id=moderation_id, due_at=now,
            deadline_at=now + timeout, created_at=now, changed_at=now)
-    return get_video(db, user_id=user_id, id=id)
+    shown = {name: getattr(order, column, None) for column, (name, _) in fields_of(Video).items()}
+    return cast(Video, shown | {"videoUuid": id, "status": "PENDING", "creditsUsed": order.credits,
+                                "progress": 0, "createdAt": moment(now)})
 
 def check_images(db: Db, *, user_id: str, images: list[str]) -> None:
     for key in images:
@@ -1768,7 +1768,7 @@ def video_status(db: Db, *, user_id: str, id: str) -> VideoStatus:
 def find_own(db: Db, *, as_: type[T], user_id: str, id: str) -> T:
     """A video, as its owner or as the worker sees it.  Raises VideoNotFound, also when it is another's."""
     sql = "FROM shown_videos WHERE id = :id AND user_id = :user_id AND deleted_at IS NULL"
-    return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound())
+    return required(one(db, as_, sql, id=id, user_id=user_id), VideoNotFound)
 
 def list_videos(db: Db, *, user_id: str, cursor: str | None, limit: int, status: Status | None) -> VideoList:
     """A user's videos, newest first: ids begin with the time."""
@@ -3437,20 +3437,19 @@ class Request(litestar.Request[Principal, Any, State]):
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        act = functools.partial(fn, **await self.told(fn, given))
-        once = {"act": act, "key": self.user.user_id and key,
-                "fingerprint": digest(f"{self.method} {self.scope['path']} {as_json(body)}")}
-        return await self.parts.db.write(once_only, **await self.told(once_only, once))
+        act, key = functools.partial(fn, **await self.told(fn, given)), self.user.user_id and key
+        fingerprint = key and digest(f"{self.method} {self.scope['path']} {as_json(body)}")
+        return await self.parts.db.write(once_only, act=act, user_id=self.user.user_id, key=key,
+                                         fingerprint=fingerprint, now=self.parts.now())
 
     async def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, a password as the hash that is wanted, and what is wanted besides and is known."""
-        wanted = signature(fn).parameters
+        wanted = signature(fn).parameters.keys() - given.keys()
         if "password_hash" in wanted and (password := given.pop("password", None)):
             given["password_hash"] = await self.parts.hash(HASHER.hash, password)
-        unsaid = (KNOWN.keys() & wanted) - given.keys()
-        return {word: KNOWN[word](self) for word in unsaid} | given
+        return {word: say(self) for word, say in KNOWN.items() if word in wanted} | given
 
-    @property
+    @functools.cached_property
     def parts(self) -> App:
         return cast(App, self.app.opt["parts"])
 
@@ -3499,14 +3498,14 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "catalogue": lambda request: request.parts.catalogue,
     "rules": lambda request: request.parts.catalogue.credits,
     "shop": lambda request: request.parts.shop,
-    "creem": lambda request: required(request.parts.creem, PaymentsOff()),
+    "creem": lambda request: required(request.parts.creem, PaymentsOff),
     "acted": lambda request: sandbox(request.parts),
     "is_sandbox": lambda request: isinstance(request.parts.creem, Sandbox),
     "catalog_version": lambda request: request.parts.catalogue.version,
     "max_running": lambda request: request.parts.settings.video_max_concurrent}
 
 def sandbox(app: App) -> Sandbox:
-    if not isinstance(creem := required(app.creem, PaymentsOff()), Sandbox):
+    if not isinstance(creem := required(app.creem, PaymentsOff), Sandbox):
         raise NotFound("Payments are real here.")
     return creem
 
@@ -3638,10 +3637,10 @@ async def order_video(request: Request, key: Once = None, prefer: Prefer = None,
     stored = await request.write_once(request_video, key, wish, id=id, order=order, timeout=minutes * MINUTE,
                                       moderation_id=moderation_id)
     answer = cast(Answer[Video], ok(stored))
-    ordered = msgspec.json.decode(stored)["videoUuid"]
+    ordered = msgspec.json.decode(stored)["videoUuid"] if key else id
     replayed = {"Idempotent-Replayed": "true"} if ordered != id else {}
     headers = {"Location": f"/api/v1/video/{ordered}"} | replayed
-    preferred = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer or "")
+    preferred = prefer and re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer)
     if preferred and (wait_s := min(int(preferred[1]), WAIT_MAX_S)):
         headers["Preference-Applied"] = f"wait={wait_s}"
         answer = ok(with_links(request, await wait_for_end(request, ordered, wait_s)))
@@ -3663,8 +3662,8 @@ async def follow_events(request: Request) -> ServerSentEvent:
     app, user_id = request.parts, request.user.user_id
     if app.streams[user_id] >= STREAMS_MAX:
         raise Busy(f"{STREAMS_MAX} event streams are open; close one.")
-    last = request.headers.get("last-event-id", "")
-    after = int(last) if last.isdecimal() and len(last) < 19 else await app.db.read(value, sql=LAST_EVENT)
+    last, newest = request.headers.get("last-event-id", ""), await app.db.read(value, sql=LAST_EVENT)
+    after = min(int(last), newest) if last.isdecimal() and len(last) < 19 else newest  # after a restore
     return ServerSentEvent(stream_events(app, user_id, after))
 
 @hook("/api/v1/video/callback/{provider:str}")
@@ -3686,8 +3685,8 @@ async def provider_callback(request: Request, provider: FromPath[str], job: From
 
 def new_uuid(now: int) -> str:
     """A UUID version 7 (RFC 9562): what is made together lies together in the index."""
-    number = now << 80 | random.getrandbits(80)  # a name, not a secret: whose it is, is looked up
-    return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+    clock, some = f"{now:012x}", random.getrandbits  # a name, not a secret: whose it is, is looked up
+    return f"{clock[:8]}-{clock[8:]}-7{some(12):03x}-{2 << 14 | some(14):04x}-{some(48):012x}"
 
 async def stream_events(app: App, user_id: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
     """Each event once, in order, with its id; a comment now and then keeps the line open."""
@@ -3866,7 +3865,7 @@ async def check_out(request: Request, key: Once = None, *, creem: Creem | Sandbo
 async def open_portal(request: Request, *, creem: Creem | Sandbox) -> Link:
     """Creem's page for one's invoices, cards and subscriptions; it opens for a short while."""
     bought = (await request.read(billing))["payments"]
-    customer_id = required(next((one["customerId"] for one in bought), None), NoSubscription())
+    customer_id = required(next((one["customerId"] for one in bought), None), NoSubscription)
     answer = await creem.call("POST /v1/customers/billing", customer_id=customer_id)
     return {"url": request.at(answer.get("customer_portal_link"))}
 
@@ -3920,8 +3919,8 @@ async def creem_webhook(request: Request) -> Answer[dict[str, bool]]:
 
 async def run_job_now(request: Request, name: FromPath[str]) -> dict[str, Any]:
     """What came of a job that is run now; at most once at a time."""
-    required(JOBS.get(name), NotFound(f"The jobs are {', '.join(JOBS)}."))
-    result = required(await run_job(request.parts, name, at_once=True), Busy("That job is running."))
+    required(JOBS.get(name), NotFound, f"The jobs are {', '.join(JOBS)}.")
+    result = required(await run_job(request.parts, name, at_once=True), Busy, "That job is running.")
     if "error" in result:
         raise JobFailed(f"The job failed: {result['error']}")
     return result
@@ -3938,7 +3937,7 @@ TestCard = Annotated[str, _("one of Creem's test cards", max_length=30)]
 
 def show_sandbox_checkout(db: Db, *, user_id: str, id: str, acted: Sandbox) -> SandboxCheckout:
     checkout = find_checkout(db, id=id, user_id=user_id)
-    product = required(acted.catalogue.product(checkout["product"]), ProductNotFound())
+    product = required(acted.catalogue.product(checkout["product"]), ProductNotFound)
     units = checkout["units"]
     return {"name": product.name, "cents": product.cents * units, "currency": product.currency,
             "interval": getattr(product, "interval", None), "credits": product.credits * units}
@@ -4243,8 +4242,7 @@ class Site(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         app, began_s, status = cast(App, self.opt["parts"]), time.perf_counter(), 499
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        id = given if re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req")
-        REQUEST_ID.set(id)
+        REQUEST_ID.set(id := given if given and re.fullmatch(r"(?a:[\w.-]{8,100})", given) else new_id("req"))
         path, below = scope["path"], urlsplit(app.settings.public_url).path
         if below and f"{path}/".startswith(f"{below}/"):  # as a proxy that keeps paths sends it
             scope |= {"path": path.removeprefix(below) or "/", "root_path": below}
@@ -4320,6 +4318,8 @@ async def serve_until_stopped(settings: Settings) -> None:
             click.echo(FIRST_START.format(url=url, token=token) if token else f"VideoFly is at {url}")
             if isinstance(app.creem, Sandbox):
                 click.echo("Payments are acted out, so all credits are free, until CREEM_API_KEY is set.")
+            gc.freeze()  # what is there now stays: no need to look for rubbish in it again and again
+            gc.set_threshold(10_000)
             await Server(config).serve([listener])
 
 async def with_client(settings: Settings, work: Callable[[httpx.AsyncClient], Awaitable[T]],
@@ -4458,7 +4458,7 @@ def restore_command(file: str) -> None:
 async def bring_back(settings: Settings, file: str) -> None:
     with own(data := Path(settings.data), settings):
         found = await newest_backup(data, storage_of(settings)) if file == "latest" else Path(file)
-        source = required(found, Refused("There is no backup."))
+        source = required(found, Refused, "There is no backup.")
         click.echo(f"{source} is restored. What was there is in {restore(data, source)}.")
 
 @main.command("generate", params=[*parameters(NewVideo, model="preview")])

@@ -4,8 +4,8 @@
 
 1. Accepted orders a second over HTTP, and signed webhooks of purchases, each durably committed, against a
    bare Litestar endpoint that decodes and encodes the same bodies as an order.  Both servers run as they are
-   deployed (uvicorn, uvloop, httptools, one process); one client of many connections drives them in turn.
-   The worker stands still: who makes the videos is elsewhere.
+   deployed (uvicorn, uvloop, httptools, one process), ours with its log and its schedule; one client of many
+   connections drives them in turn.  The worker stands still: who makes the videos is elsewhere.
 2. Start to ready, and memory when idle, of the real server.
 """
 
@@ -68,14 +68,19 @@ async def serve_bare(port, _):
 
 
 async def serve_videofly(port, people_file):
-    """The server with a thousand people, each with a key and credits to spare."""
+    """The server as it is deployed, log and schedule too, and a thousand people with a key and credits."""
     with tempfile.TemporaryDirectory() as folder:
         limits = {"video_max_concurrent": 100_000}
         settings = v.Settings(data=folder, port=port, creem_webhook_secret=SECRET, **limits)
         async with v.open_app(settings) as app:
             people = await asyncio.gather(*[a_person(app, n) for n in range(PEOPLE)])
-            Path(people_file).write_text(json.dumps(people))
-            await serve(v.http(app), port)
+        Path(people_file).write_text(json.dumps(people))
+        v.begin_steps = stand_still
+        await v.serve_until_stopped(settings)
+
+
+async def stand_still(app):
+    return v.LONGEST_PAUSE_S
 
 
 async def a_person(app, n):
@@ -172,7 +177,8 @@ async def accepted_per_second(port, make, people, seconds):
 
 @contextlib.contextmanager
 def server(name, port, *words):
-    process = subprocess.Popen([sys.executable, __file__, name, str(port), *words], stdout=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, __file__, name, str(port), *words], **quiet)
     try:
         wait_for(port)
         yield process

@@ -35,6 +35,7 @@ def stranger_to(client):
 async def test_a_video_costs_its_price_once_it_is_made(client, app, ada, provider):
     video = await order(client)
     assert (video["status"], video["creditsUsed"], await credits(client)) == ("PENDING", 10, (90, 10, 0))
+    assert await show(client, video) == video
     await work(app)
     made = await show(client, video)
     assert (made["status"], made["width"], made["height"]) == ("COMPLETED", 64, 48)
