@@ -265,10 +265,10 @@ Db = sqlite3.Connection
 Act = Callable[[Db], Any]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # what SQLite can hold
 VideoPosition = Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
-WAITING_MAX = 10_000  # transactions that may wait; more are answered Busy
-BATCH_MAX = 128  # transactions that share a commit
-READERS = 2
+WAITING_MAX, BATCH_MAX = 10_000, 128  # transactions that may wait, more are answered Busy; and share a commit
+READERS = 4  # an audit, a backup and a count of everything may run, and people are answered still
 COPY = "VACUUM INTO :path"  # as the database is at one moment; SQLite does not wait for the disk here
+ALONE = "PRAGMA journal_mode = DELETE"  # a file that needs no other beside it
 LEASE = 10 * MINUTE  # of a scheduled job: it is taken again when it has not ended by then
 APPLICATION_ID = 0x56464C59  # as schema.sql has it
 LAST_EVENT = "SELECT coalesce(max(id), 0) FROM events"
@@ -283,8 +283,8 @@ END_JOB = """
                     succeeded_at = iif(:result ->> 'error' IS NULL, :now, succeeded_at) WHERE name = :name"""
 
 PRAGMAS = """PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;
-             PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"""
-WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;"""
+WRITER_PRAGMAS = """PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32768;
                     PRAGMA journal_size_limit = 67108864; PRAGMA wal_autocheckpoint = 4000;"""
 
 class Thread(aiosqlite.Connection):
@@ -295,7 +295,9 @@ class Thread(aiosqlite.Connection):
 class Database:
     """One connection that writes, in groups, and some that only read."""
     def __init__(self, writer: Thread, *readers: Thread) -> None:
-        self._writer, self._readers = writer, itertools.cycle(readers)
+        self._writer, self._idle = writer, asyncio.Queue[Thread]()
+        for reader in readers:
+            self._idle.put_nowait(reader)
         self.waiting: deque[tuple[Act, asyncio.Future[Any]]] = deque()
         self._committing: asyncio.Task[None] | None = None
         self.on_news: Callable[[set[str]], None] = lambda users: None  # after each commit: who has new events
@@ -329,7 +331,11 @@ class Database:
         return await answer
 
     async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
-        return await next(self._readers).run(fn, **kwargs)
+        reader = await self._idle.get()
+        try:
+            return await reader.run(fn, **kwargs)
+        finally:
+            self._idle.put_nowait(reader)
 
     async def tidy(self, first: str = "") -> None:
         """Keep SQLite's statistics fresh, and before that checkpoint, if nobody reads for long."""
@@ -403,11 +409,6 @@ def in_file(path: Path, fn: Callable[[Db], T], mode: str = "ro") -> T:
     """What a function finds, or does, in a file that nobody else has open.  Raises Refused."""
     with contextlib.closing(connect(path, mode)) as db:
         return fn(db)
-
-def close_up(db: Db) -> None:
-    """Bring a file up to date, and to where it needs no other beside it."""
-    migrate(db)
-    db.execute("PRAGMA journal_mode = DELETE")
 
 def migrate(db: Db, path: Path | None = None) -> None:
     """Bring a file to the shape that schema.sql has, after a copy of it was taken beside it."""
@@ -2255,10 +2256,7 @@ RESULT_S = 3600.0  # for the whole of it
 ANSWER_MAX = 8 << 20  # bytes of an answer that is no video
 REDIRECTS_MAX = 3
 CERTIFICATES = functools.cache(httpx.create_ssl_context)  # reading them takes 20 ms
-DENIED = [ipaddress.ip_network(net) for net in (  # which some Pythons call global, and which lead inside
-    "168.63.129.16/32", "192.0.0.0/24", "100.64.0.0/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
-    "2001::/32", "::/96", "fec0::/10",
-)]
+DENIED = [ipaddress.ip_network(net) for net in BUILT_IN["http"]["denied"]]
 
 def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -2872,7 +2870,8 @@ def local_url(settings: Settings) -> str:
 
 def prove_copy(copy: Path) -> None:
     """Bring a copy of a database up to date, and see whether its books are right.  Raises Refused."""
-    in_file(copy, close_up, "rw")
+    in_file(copy, migrate, "rw")
+    in_file(copy, functools.partial(run, sql=ALONE), "rw")
     if faults := in_file(copy, prove)["faults"]:
         raise Refused(f"The books in it are not right: {'; '.join(faults)}")
 

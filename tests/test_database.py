@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 
+import anyio
 import pytest
 
 import videofly as v
@@ -128,6 +129,18 @@ async def test_a_reader_cannot_write(db):
     for _ in range(v.READERS):
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             await db.read(add, id="usr_a")
+
+
+async def test_people_do_not_wait_for_what_reads_for_long(db):
+    running, release = threading.Semaphore(0), threading.Event()
+    audits = [lambda c: (running.release(), release.wait(10))] * (v.READERS - 1)
+    long = [asyncio.create_task(db.read(audit)) for audit in audits]
+    for _ in long:
+        await asyncio.to_thread(running.acquire, timeout=10)
+    with anyio.fail_after(5):
+        assert await asyncio.gather(*[db.read(ids) for _ in range(20)]) == [set()] * 20
+    release.set()
+    await asyncio.gather(*long)
 
 
 async def test_a_reader_does_not_wait_for_a_writer(db):

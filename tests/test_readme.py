@@ -125,10 +125,10 @@ def test_compose_hands_on_settings_that_exist_and_secrets_that_it_has(tmp_path):
 
 
 def test_it_is_tested_as_it_says():
-    assert ".venv/bin/pip install -q '.[test]' && .venv/bin/pytest -q" in README
+    assert ".venv/bin/pip install -q '.[test]' && .venv/bin/pytest -q -n 2" in README
     steps = (v.HERE / ".ci" / "run").read_text()
     assert re.search(r"^\.venv/bin/pip install .*'\.\[test\]'$", steps, re.M)
-    assert re.search(r"^\.venv/bin/pytest -q$", steps, re.M)
+    assert re.search(r"^\.venv/bin/pytest -q -n 2$", steps, re.M)
 
 
 def test_it_says_what_preview_is_not():
