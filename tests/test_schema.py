@@ -151,6 +151,7 @@ def a_day(db, user_id):
     v.cancel_video(db, user_id=user_id, id=RUNNING, now=7_000)
     v.delete_video(db, user_id=user_id, id=MADE, now=7_000)
     v.value(db, v.LAST_EVENT)
+    v.report(db, name="users", filters={}, cursor=None, limit=100)
 
 
 def test_nothing_that_is_asked_all_day_scans_a_table(db):
@@ -160,9 +161,11 @@ def test_nothing_that_is_asked_all_day_scans_a_table(db):
     db.set_trace_callback(None)
     assert len(asked) > 60
     for sql in asked:
+        if sql.startswith("--"):  # what SQLite itself asks to answer another
+            continue
         plan = [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + sql)]
         newest = sql.rstrip().endswith("FROM credit_transactions ORDER BY id DESC LIMIT 1")  # reads one row
-        small = {"json_each", *(line.split()[1] for line in plan if line.startswith("CO-ROUTINE"))}
+        small = {"json_each", "pragma_table_info", *(line.split()[1] for line in plan if line.startswith("CO-ROUTINE"))}
         scans = [line for line in plan if line.startswith("SCAN") and line.split()[1] not in small]
         assert newest or scans == [], (sql, plan)
 
