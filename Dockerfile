@@ -10,10 +10,11 @@ COPY --from=build /opt/videofly /opt/videofly
 # Compiled now: the file system is read-only later.  The folders are for whatever user the container is given;
 # what that makes in them is closed to others.
 RUN python -m compileall -q /opt/videofly/lib && install --directory --mode=1777 /data /storage
+# SQLITE_TMPDIR: where an upgrade sorts; /tmp is memory.
 # MALLOC_: a picture's memory goes back to the system, so that 256 MB are enough for previews and a command beside them.
 ENV PATH=/opt/videofly/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1 \
     MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=1048576 MALLOC_TRIM_THRESHOLD_=1048576 \
-    VIDEOFLY_DATA=/data VIDEOFLY_HOST=0.0.0.0 VIDEOFLY_PORT=8000
+    SQLITE_TMPDIR=/data VIDEOFLY_DATA=/data VIDEOFLY_HOST=0.0.0.0 VIDEOFLY_PORT=8000
 USER 10001:10001
 VOLUME /data
 EXPOSE 8000

@@ -435,7 +435,8 @@ def reshape(db: Db, model: Db, version: int) -> None:
         for each in (db, model))
     old = [name for name, (type, sql) in has.items() if type == "table" and wants.get(name) != (type, sql)]
     # Within the transaction they mean nothing; without the second, renaming would change who refers to whom.
-    db.executescript("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;")
+    db.executescript("PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;"
+                     "PRAGMA temp_store = FILE; PRAGMA cache_size = -8192")  # memory is smaller than the file
     with db:  # commits at its end, or rolls back
         db.execute("BEGIN IMMEDIATE")
         for name, (type, sql) in has.items():
