@@ -709,18 +709,19 @@ def shape(value: Any, how: dict[Any, Any]) -> Any:
 
 def hits(value: Any, steps: list[str]) -> Iterator[Any]:
     """Everything that a path finds."""
-    match steps, value:
-        case [], _ if value not in (None, "", [], {}):
-            yield value
-        case ["|json", *rest], str():
-            yield from hits(loads(value), rest)
-        case ["*", *rest], dict() | list():
-            for part in value.values() if isinstance(value, dict) else value:
-                yield from hits(part, rest)
-        case [step, *rest], dict():
-            yield from hits(value.get(step), rest)
-        case [step, *rest], list() if step.isdecimal() and int(step) < len(value):
-            yield from hits(value[int(step)], rest)
+    for n, step in enumerate(steps, 1):
+        if step == "*":
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            yield from itertools.chain.from_iterable(hits(part, steps[n:]) for part in parts)
+            return
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            value = loads(value) if step == "|json" and isinstance(value, str) else None
+    if value not in (None, "", [], {}):
+        yield value
 
 def find_all(body: Any, paths: Iterable[str]) -> Iterator[Any]:
     """What stands at some paths, first those of the first."""
@@ -3437,10 +3438,9 @@ class Request(litestar.Request[Principal, Any, State]):
 
     async def write_once(self, fn: Callable[..., Any], key: str | None, body: Any, /, **given: Any) -> bytes:
         """What a function answers, as JSON: once for the same Idempotency-Key."""
-        act, key = functools.partial(fn, **await self.told(fn, given)), self.user.user_id and key
-        fingerprint = key and digest(f"{self.method} {self.scope['path']} {as_json(body)}")
-        return await self.parts.db.write(once_only, act=act, user_id=self.user.user_id, key=key,
-                                         fingerprint=fingerprint, now=self.parts.now())
+        act, who = functools.partial(fn, **await self.told(fn, given)), self.user.user_id
+        asked = who and key and digest(f"{self.method} {self.scope['path']} {as_json(body)}")
+        return await self.parts.write(once_only, act=act, user_id=who, key=asked and key, fingerprint=asked)
 
     async def told(self, fn: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
         """What is given, a password as the hash that is wanted, and what is wanted besides and is known."""

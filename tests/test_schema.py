@@ -165,7 +165,8 @@ def test_nothing_that_is_asked_all_day_scans_a_table(db):
             continue
         plan = [row[3] for row in db.execute("EXPLAIN QUERY PLAN " + sql)]
         newest = sql.rstrip().endswith("FROM credit_transactions ORDER BY id DESC LIMIT 1")  # reads one row
-        small = {"json_each", "pragma_table_info", *(line.split()[1] for line in plan if line.startswith("CO-ROUTINE"))}
+        small = {"json_each", "pragma_table_info"} | {
+            line.split()[1] for line in plan if line.startswith("CO-ROUTINE")}
         scans = [line for line in plan if line.startswith("SCAN") and line.split()[1] not in small]
         assert newest or scans == [], (sql, plan)
 
