@@ -277,7 +277,11 @@ def test_when_the_server_is_killed_the_rest_is_shipped_and_it_ends_with_an_error
     customers.leave()
     one.log.close()
     take_over(machine, "b")
-    assert {id for _, id in customers.accepted} <= videos_in(one) == videos_in(machine("b"))
+    here, there, accepted = videos_in(one), videos_in(machine("b")), {id for _, id in customers.accepted}
+    assert accepted <= here and accepted <= there
+    # Killed between a commit's writing and its end, the file may be without it, and the replica have it: then
+    # nobody has been answered, and of each customer that is one order at most.
+    assert here <= there and len(there - here) <= len(customers.threads)
 
 
 def test_when_litestream_is_killed_the_server_goes_on_and_no_second_one_starts(machine):
