@@ -749,7 +749,7 @@ CREATE VIEW report_users AS
     SELECT a.id, a.email, a.plan, a.is_admin, a.is_disputed, a.created_at,
            (SELECT coalesce(sum(remaining), 0) FROM credit_packages WHERE user_id = a.id) AS credits_remaining,
            (SELECT coalesce(sum(used), 0) FROM credit_packages WHERE user_id = a.id) AS credits_used,
-           (SELECT count(*) FROM videos WHERE user_id = a.id AND finished_at IS NULL)       -- each has its index
+           (SELECT count(*) FROM videos WHERE user_id = a.id AND finished_at IS NULL)       -- not deleted; each has its index
            + (SELECT count(*) FROM videos WHERE user_id = a.id AND finished_at IS NOT NULL AND deleted_at IS NULL) AS videos
     FROM accounts a;
 

@@ -318,6 +318,7 @@ class Database:
             finally:
                 if database._committing:
                     await database._committing
+                await asyncio.gather(*[database._idle.get() for _ in pool[1:]])  # when all have been answered
                 await database.tidy()
 
     async def write(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
@@ -332,10 +333,9 @@ class Database:
 
     async def read(self, fn: Callable[..., T], /, **kwargs: Any) -> T:
         reader = await self._idle.get()
-        try:
-            return await reader.run(fn, **kwargs)
-        finally:
-            self._idle.put_nowait(reader)
+        reading = asyncio.create_task(reader.run(fn, **kwargs))
+        reading.add_done_callback(lambda _: self._idle.put_nowait(reader))  # also when nobody waits any more
+        return await asyncio.shield(reading)
 
     async def tidy(self, first: str = "") -> None:
         """Keep SQLite's statistics fresh, and before that checkpoint, if nobody reads for long."""

@@ -5,6 +5,7 @@ import contextlib
 import random
 import sqlite3
 import threading
+import time
 
 import anyio
 import pytest
@@ -141,6 +142,24 @@ async def test_people_do_not_wait_for_what_reads_for_long(db):
         assert await asyncio.gather(*[db.read(ids) for _ in range(20)]) == [set()] * 20
     release.set()
     await asyncio.gather(*long)
+
+
+async def test_whoever_stops_waiting_for_an_answer_holds_nobody_up(db):
+    running, release = threading.Event(), threading.Event()
+    asked = asyncio.create_task(db.read(lambda c: (running.set(), release.wait(10))))
+    await asyncio.to_thread(running.wait, 10)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    with anyio.fail_after(5):
+        assert [await db.read(ids) for _ in range(2 * v.READERS)] == [set()] * 2 * v.READERS
+    release.set()
+
+
+async def test_at_the_end_everybody_is_answered(path):
+    async with v.Database.open(path) as db:
+        asked = [asyncio.create_task(db.read(lambda c: time.sleep(0.01))) for _ in range(40)]
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*asked) == [None] * 40
 
 
 async def test_a_reader_does_not_wait_for_a_writer(db):
