@@ -367,8 +367,8 @@ CREATE VIEW listed_videos AS
     SELECT * FROM shown_videos WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 
 -- One order that was given to a provider, and what became of it there.  Written by the triggers below, except
--- why it was refused, for good: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
--- sent, and no answer came.
+-- why it was refused: that is for whoever was told.  An order without taken_at or ended_at is unknown: it was
+-- sent, and no answer came.  What was refused was so for good, and what found the provider away was not.
 CREATE TABLE provider_jobs (
     id           INTEGER NOT NULL PRIMARY KEY,
     video_id     TEXT    NOT NULL REFERENCES videos(id),

@@ -162,11 +162,17 @@ def test_a_replica_that_is_not_right_is_not_taken(machine):
         one.command("user", "add", "ada@example.com")
     assert one.start().stop() == 0
     one.command("user", "add", "ada@example.com")
+    one.command("backup")
     with contextlib.closing(sqlite3.connect(one.data / "videofly.db")) as db:
         db.executescript(TAMPER)
     assert one.start().stop() == 0
     assert "not right" in refused(other)  # and nothing is there that another try would take
     assert [*other.data.glob("videofly.db*"), *other.data.glob("litestream/number")] == []
+    off = machine("b", VIDEOFLY_LITESTREAM="off")
+    assert Server.start(off).stop() == 0  # with the newest backup instead
+    assert off.books == one.books and v.in_file(off.data / "videofly.db", v.audit)["valid"]
+    assert other.start().stop() == 0  # and from then on there is a replica of that
+    assert take_over(machine, "c") == other.books == off.books
 
 
 # --- what is missing or wrong
